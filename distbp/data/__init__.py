@@ -1,0 +1,1 @@
+"""Data: sources (formats), parts and shards (who holds which rows), order (the shuffle), scaling."""
