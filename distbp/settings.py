@@ -27,7 +27,7 @@ DTYPES = ("float32", "float64")
 PATH_KEYS = ("source", "target", "validation", "test")  # of [data]; may be paths, which differ between machines
 RESUMABLE = ("data.source", "data.validation", "data.test", "data.target", "data.memory", "training.epochs",
              "training.steps", "training.minutes", "training.patience", "training.model", "training.check_every",
-             "checkpoint.every", "checkpoint.keep", "checkpoint.best")  # fmt: skip
+             "checkpoint.every", "checkpoint.keep")  # fmt: skip
 
 
 def key(default: Any, expected: str, meaning: str, unit: str = "", **limits: Any) -> Any:
@@ -260,12 +260,7 @@ class Checkpoint(Section):
         'a count with steps, epochs or minutes, like "10 epochs"',
         "Between two checkpoints. One is also written at the end and when a signal asks the run to stop.",
     )
-    keep: Count = key(3, "a whole number > 0", "Newest checkpoints kept, beside the best.", "checkpoints", gt=0)
-    best: bool = key(
-        True,
-        "true or false",
-        "Also write one whenever the validation cost is the lowest yet, and keep it; training.model = best needs it.",
-    )
+    keep: Count = key(3, "a whole number > 0", "Newest checkpoints kept. With training.model = best, the one of the lowest validation cost is written and kept beside them.", "checkpoints", gt=0)
 
 
 class Settings(Section):
@@ -396,7 +391,7 @@ def make(table: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | 
         if (section, name) not in known_keys():
             problems.append(_unknown(place, [f"{s}.{k}" for s, k in known_keys()]))
         else:
-            merged.setdefault(section, {})[name] = _from_text(value) if isinstance(value, str) else value
+            merged.setdefault(section, {})[name] = from_text(value) if isinstance(value, str) else value
     parts = {}
     for section, model in SECTIONS.items():
         try:
@@ -464,7 +459,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             yield str(error)
 
 
-def _from_text(text: str) -> Any:
+def from_text(text: str) -> Any:
     """Return what `text` means as a TOML value, else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

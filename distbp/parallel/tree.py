@@ -17,6 +17,7 @@ Element-wise addition gives the same bits for any cut of a vector, so both give 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,16 @@ def additions(leaves: Sequence[Node]) -> list[tuple[int, int]]:
     return pairs
 
 
-def fold_shards(values: Array) -> Array:
+@lru_cache
+def shard_additions(n: int) -> list[tuple[int, int]]:
+    """Return the additions that fold the `n` shards of one node."""
+    return additions([(s, s + 1) for s in range(n)])
+
+
+def fold_shards(values: Array, add: Callable[[Array, Array], Array] = np.add) -> Array:
     """Return the sum over the first axis, one value a shard, in the tree's order. **Local.** Overwrites `values`."""
-    for i, j in additions([(s, s + 1) for s in range(len(values))]):
-        values[i] += values[j]
+    for i, j in shard_additions(len(values)):
+        values[i] = add(values[i], values[j])
     return values[0]
 
 
@@ -152,7 +159,7 @@ class TreeSum:
         self.part_pairs = [(arrived[i], arrived[j]) for i, j in self.pairs]
         self.parts = np.empty((len(order), self.lengths[rank]), np.uint64)
 
-    def sum(self, partial: Callable[[int, int, Array, Array], None]) -> tuple[Array, Array]:
+    def sum(self, partial: Callable[[int, int, Array, Array], None], flags: Array) -> tuple[Array, Array]:
         """Return (tallies, vector) summed over all shards: the same bits on every rank. **Collective.**
 
         Parameters
@@ -160,6 +167,8 @@ class TreeSum:
         partial
             ``partial(start, stop, tallies, vectors)`` writes the partial sums of the own shards `start` ... `stop` - 1,
             one row each.
+        flags
+            (n_tallies,) of this rank, not of a shard: small whole numbers, of which sums in any order are exact.
 
         Returns
         -------
@@ -168,6 +177,7 @@ class TreeSum:
         """
         for i, (start, stop) in enumerate(self.nodes):
             self._node(start, stop, i, partial)
+        self.rows.tallies[0] += flags
         return self.share()
 
     def _node(self, start: int, stop: int, row: int, partial: Callable[[int, int, Array, Array], None]) -> None:
@@ -175,9 +185,8 @@ class TreeSum:
         n = stop - start
         if n <= self.stack:
             partial(start, stop, self.rows.tallies[row : row + n], self.rows.vectors[row : row + n])
-            if n > 1:
-                for i, j in additions([(s, s + 1) for s in range(start, stop)]):
-                    self.rows.add(row + i, row + j)
+            for i, j in shard_additions(n):
+                self.rows.add(row + i, row + j)
         else:
             cut = middle(start, stop)
             self._node(start, cut, row, partial)

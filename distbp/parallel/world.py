@@ -117,6 +117,31 @@ class World:
         self.comm.Allgatherv(np.ascontiguousarray(own), [of_all, counts])
         return of_all
 
+    def in_rank_order(self, own: Iterator[Array], columns: int) -> Iterator[Array]:
+        """Yield, on rank 0, every rank's pieces of rows in rank order; on the others, nothing. **Collective.**
+
+        Pieces are float64 (rows, `columns`); one at a time is in memory.
+        """
+        if self.rank == 0:
+            yield from own
+        for source in range(1, self.size):
+            while self.comm and self.rank in (0, source):
+                n = np.zeros(1, np.int64)
+                if self.rank == source:
+                    piece = next(own, None)
+                    n[0] = -1 if piece is None else len(piece)
+                    self.comm.Send(n, 0)
+                    if piece is None:
+                        break
+                    self.comm.Send(np.ascontiguousarray(piece, np.float64), 0)
+                else:
+                    self.comm.Recv(n, source)
+                    if n[0] < 0:
+                        break
+                    piece = np.empty((int(n[0]), columns))
+                    self.comm.Recv(piece, source)
+                    yield piece
+
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Make an error of any rank an error of all: the same type and message everywhere. **Collective at the end.**

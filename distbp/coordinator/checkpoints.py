@@ -1,0 +1,164 @@
+"""Checkpoints of a run: written by a thread while training goes on, the last few and the best kept.
+
+Training stops for the copy of the state, and no longer unless the disk cannot keep up: copies that wait to be written are
+held up to a bound, then `save` waits. A best checkpoint that has not been written when a better one comes is
+dropped. A failed write is kept until `failure` is asked for it: the loop stops all ranks together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distbp.coordinator import files
+
+Array = NDArray[Any]
+Loaded = tuple[Path, dict[str, Array], dict[str, Any]]  # file, tensors, plain values
+WAITING = 1 << 26  # bytes of copies that may wait before `save` does
+
+
+def name_of(step: int) -> str:
+    """Return the file name of the checkpoint after `step` steps."""
+    return f"step-{step:08d}.safetensors"
+
+
+def step_of(path: Path) -> int:
+    """Return the step in a checkpoint's file name."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def listed(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first."""
+    return sorted((p for p in folder.glob("step-*.safetensors") if p.stem[5:].isdigit()), key=step_of)
+
+
+def newest_good(folder: Path, fits: Callable[[dict[str, Any]], str], say: Callable[[str], None]) -> Loaded | None:
+    """Return the newest whole checkpoint that fits the run, naming each that is not; None if there is none at all.
+
+    Parameters
+    ----------
+    fits
+        Returns "" for the plain values of a checkpoint of this run, else what is wrong with it.
+
+    Raises
+    ------
+    ValueError
+        One is of a newer format.
+    RuntimeError
+        There are checkpoints, and none of them can be used.
+    """
+    found = listed(folder)
+    for path in reversed(found):
+        try:
+            tensors, about = files.read(path)
+            wrong = fits(about)
+        except files.DamagedFileError as error:
+            wrong = str(error)
+        if not wrong:
+            return path, tensors, about
+        wrong = wrong if wrong.startswith(str(path)) else f"{path}: {wrong}"
+        say(f"skipped: {wrong}")
+    if found:
+        raise RuntimeError(
+            f"{folder}: expected one good checkpoint, got {len(found)} that cannot be used. "
+            "Restore one from a copy, or start a new run."
+        )
+    return None
+
+
+class Checkpoints:
+    """Writes a run's checkpoints. A context manager: leaving it waits for the last write.
+
+    Parameters
+    ----------
+    folder
+        The run's ``checkpoints``.
+    keep
+        Newest ones kept, beside the best.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.failure: OSError | None = None
+        self._regular = {step_of(path) for path in listed(folder)}
+        self._best = -1
+        self._queue: deque[tuple[int, bool, dict[str, Array], Mapping[str, Any]]] = deque()
+        self._changed = threading.Condition()
+        self._busy = self._closing = False
+        self._thread = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def save(self, step: int, tensors: Mapping[str, Array], about: Mapping[str, Any], best_only: bool) -> None:
+        """Take a copy of the state after `step` steps, to be written soon. **Local.**
+
+        Parameters
+        ----------
+        best_only
+            Written because it is the best yet, and kept only as long as it is.
+        """
+        copy = {name: np.array(array) for name, array in tensors.items()}
+        size = sum(array.nbytes for array in copy.values())
+        with self._changed:
+            if best_only:
+                self._queue = deque(item for item in self._queue if not item[1])
+            self._changed.wait_for(lambda: size * len(self._queue) <= WAITING or not self._queue or self.failure)
+            self._queue.append((step, best_only, copy, about))
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all that was saved is on disk.
+
+        Raises
+        ------
+        OSError
+            A write failed; the checkpoints before it are whole.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self.failure or not (self._queue or self._busy))
+        if self.failure:
+            raise self.failure
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if not self._queue or self.failure:
+                    return
+                step, best_only, tensors, about = self._queue.popleft()
+                self._busy = True
+                self._changed.notify_all()
+            try:
+                files.write(self.folder / name_of(step), tensors, about)
+                self._tidy(step, best_only, about)
+            except OSError as error:
+                self.failure = error
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _tidy(self, step: int, best_only: bool, about: Mapping[str, Any]) -> None:
+        """Remove what is neither among the newest nor the best that the newest knows of."""
+        self._best = about["state"]["best_step"]
+        if not best_only:
+            self._regular.add(step)
+        self._regular = set(sorted(self._regular)[-self.keep :])
+        for path in listed(self.folder):
+            if step_of(path) not in self._regular and step_of(path) not in (self._best, step):
+                with contextlib.suppress(OSError):
+                    path.unlink()

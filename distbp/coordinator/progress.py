@@ -1,0 +1,99 @@
+"""What rank 0 says while a run goes on: a bar on a terminal, plain lines elsewhere, and nothing at all on other ranks.
+
+Standard output may be closed at any time (``| head -1``): the run goes on without it, and says so once on standard
+error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+LINES = 20  # about as many lines are written about epochs, and one more whenever the last is QUIET seconds old
+QUIET = 10.0  # seconds
+
+
+class Progress:
+    """Tells of a run's start, steps, epochs and end.
+
+    Parameters
+    ----------
+    speaks
+        False on every rank but 0, and where the user wants no output.
+    """
+
+    def __init__(self, speaks: bool) -> None:
+        self.speaks = speaks
+        self._bar: Bar | None = None
+        self._said = self._drawn = time.monotonic()
+        self._first_step, self._started = 0, 0.0
+        self._last_step = self._steps_per_epoch = 0
+
+    def say(self, text: str) -> None:
+        """Write a line."""
+        if not self.speaks:
+            return
+        if self._bar:
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            return
+        try:
+            print(text, flush=True)
+        except OSError:
+            self.speaks = False
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
+                print("distbp: standard output is closed; the run goes on without it.", file=sys.stderr, flush=True)
+
+    def start(self, step: int, last_step: int, steps_per_epoch: int) -> None:
+        """Begin at `step`; `last_step` 0 means unknown."""
+        self._first_step, self._started = step, time.monotonic()
+        self._last_step, self._steps_per_epoch = last_step, steps_per_epoch
+        if self.speaks and sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+                TimeRemainingColumn(), transient=True,
+            )  # fmt: skip
+            self._bar.add_task("", total=last_step or None, completed=step)
+            self._bar.start()
+
+    def step(self, step: int, mean_cost: float, rows_per_second: float) -> None:
+        """Tell of a step, a few times a second at most."""
+        if not self.speaks:
+            return
+        now = time.monotonic()
+        if self._bar and now - self._drawn > 0.1:
+            self._drawn = now
+            text = f"cost {mean_cost:.4g}  {rows_per_second:,.0f} rows/s"
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+        elif not self._bar and now - self._said > QUIET:
+            self._said = now
+            self.say(f"step {step:,}  cost {mean_cost:.4g}  {rows_per_second:,.0f} rows/s{self._left(step)}")
+
+    def epoch(self, step: int, text: str, last: bool) -> None:
+        """Tell of an epoch that ended at `step`: one in so many, the last, and any after a long silence."""
+        epochs = self._last_step // self._steps_per_epoch
+        every = -(-epochs // LINES) or 1
+        if last or step // self._steps_per_epoch % every == 0 or time.monotonic() - self._said > QUIET:
+            self._said = time.monotonic()
+            self.say(text + ("" if self._bar else self._left(step)))
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def _left(self, step: int) -> str:
+        if not self._last_step or step <= self._first_step:
+            return ""
+        each = (time.monotonic() - self._started) / (step - self._first_step)
+        minutes, seconds = divmod(round(each * (self._last_step - step)), 60)
+        return f"  {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"

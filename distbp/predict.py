@@ -1,0 +1,107 @@
+"""python -m distbp.predict: a trained network's answers for the rows of a file, alone or under mpirun."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distbp import command
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from distbp.training.model import Model
+
+DESCRIPTION = "Predict the rows of a file with a run's model. Any number of ranks gives the same digits."
+
+
+def predict_command(arguments: Sequence[str]) -> int:
+    """Read the command line, predict, write."""
+    from distbp.parallel.world import AgreedValueError
+    from distbp.settings import Parser, from_text
+
+    parser = Parser("python -m distbp.predict", DESCRIPTION)
+    parser.add_argument("run", metavar="RUN", help="a run's name or folder, or a model or checkpoint file")
+    parser.add_argument("input", metavar="INPUT", help="rows: .csv, .npy, .npz or IDX; a target in it is ignored")
+    parser.add_argument("-o", "--output", metavar="OUT", help=".csv or .npy file (default: CSV to standard output)")
+    parser.add_argument("--as", dest="kind", choices=("auto", "classes", "probabilities", "values"), default="auto",
+                        help="classes (labels: 0/1), probabilities, or values; auto: as the run was trained")  # fmt: skip
+    parser.add_argument("--target", help="as data.target, where the file's target is elsewhere")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    try:
+        given, _ = parser.read(arguments)
+        if given.output and Path(given.output).suffix not in (".csv", ".npy"):
+            raise ValueError(f"--output: expected a name that ends in .csv or .npy, got {given.output!r}. Rename it.")
+    except ValueError as error:
+        raise AgreedValueError(str(error)) from None
+    from distbp.parallel.world import open_world
+    from distbp.training.apply import open_model, outputs
+
+    world = open_world()
+    with world.guarded():
+        model, settings, _ = open_model(given.run, Path(given.runs), world)
+        with world.together():
+            kind = _kind(given.kind, model)
+            if given.output and not os.access(Path(given.output).resolve().parent, os.W_OK):
+                raise ValueError(f"--output: expected a folder to write to, got {given.output}. Check its path.")
+        target = from_text(given.target) if given.target is not None else None
+        found = outputs(model, settings, given.input, world, target)
+        if world.rank:
+            for _ in found:
+                raise RuntimeError("predict: expected pieces on rank 0 only, got one here.")
+        else:
+            _write(given.output, kind, model, found)
+    return command.DONE
+
+
+def _kind(wanted: str, model: Model) -> str:
+    """Return classes, probabilities or values; ValueError for one the model cannot give."""
+    task = model.shape.task
+    if wanted == "auto":
+        return "values" if task == "regression" else "classes"
+    if (wanted == "values") != (task == "regression"):
+        fits = "values" if task == "regression" else "classes or probabilities"
+        raise ValueError(f"--as: expected {fits} of a {task} model, got {wanted}. Leave it out.")
+    return wanted
+
+
+def _write(output: str | None, kind: str, model: Model, found: Iterator[NDArray[Any]]) -> None:
+    """Write answers as they come: a file is complete or absent."""
+    import numpy as np
+
+    from distbp.coordinator import files
+
+    def answers() -> Iterator[NDArray[Any]]:
+        for a in found:
+            yield model.answers(a) if kind == "classes" else a
+
+    if output and output.endswith(".npy"):
+        pieces = list(answers())
+        whole = np.concatenate(pieces) if pieces else np.empty((0, model.network.widths[-1]), model.dtype)
+        beside = Path(output).with_name(files.UNFINISHED + Path(output).name)
+        np.save(beside, whole, allow_pickle=False)
+        files.finish(beside, Path(output))
+        return
+    task, n = model.shape.task, model.shape.n_outputs
+    header = ["class"] if task == "classification" and kind == "classes" else list(model.shape.classes)
+    header = header or (["value"] if n == 1 else [f"value_{j}" for j in range(n)])
+    beside = Path(output).with_name(files.UNFINISHED + Path(output).name) if output else None
+    file = open(beside, "w", newline="", encoding="utf-8") if beside else sys.stdout
+    try:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for piece in answers():
+            writer.writerows(piece.reshape(len(piece), -1).astype(str))
+    finally:
+        if beside:
+            file.close()
+    if beside and output:
+        files.finish(beside, Path(output))
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(predict_command))

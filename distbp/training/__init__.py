@@ -1,0 +1,1 @@
+"""The loop: the problem, the step, evaluation, when to stop, the run."""

@@ -1,0 +1,198 @@
+"""What a trained network is used for: evaluating a run on data, predicting rows; the same bits on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+from numpy.typing import NDArray
+
+from distbp.coordinator import files
+from distbp.coordinator.checkpoints import listed
+from distbp.data.part import Kept, Part, check_finite
+from distbp.data.shards import bounds, shares
+from distbp.data.source import Source, open_source
+from distbp.parallel.world import World, open_world, shards_of
+from distbp.settings import Data, Settings, make, read_toml
+from distbp.training.evaluation import Evaluation, Evaluator, block_rows
+from distbp.training.model import Model
+from distbp.training.run import run_path
+from distbp.training.signals import StopFlag
+
+Array = NDArray[Any]
+PIECE = 1 << 22  # numbers of input read at once
+
+
+def model_file(run: str | Path, runs: Path) -> Path:
+    """Return the file to use of a run: its model, else its newest checkpoint; or a file given by its path.
+
+    Raises
+    ------
+    ValueError
+        There is no such run or file, or the run has neither yet.
+    """
+    if Path(run).suffix == ".safetensors":
+        return Path(run)
+    folder = run_path(run, runs)
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    checkpoints = listed(folder / "checkpoints")
+    if not checkpoints:
+        raise ValueError(f"{run}: expected a run with a model or a checkpoint, got one with neither. Train it first.")
+    return checkpoints[-1]
+
+
+def open_model(run: str | Path, runs: Path, world: World) -> tuple[Model, Settings, Path]:
+    """Return a run's model, the settings it was trained with, and its file, on every rank. **Collective.**"""
+    with world.together():
+        path = model_file(run, runs)
+        tensors, about = files.read(path)
+        settings = make(about["settings"])
+        model = Model.of(tensors, about)
+    return model, settings, path
+
+
+def evaluate(
+    run: str | Path, data: str | None = None, *, runs: str | Path = "runs", target: str | int | None = None
+) -> dict[str, Evaluation]:
+    """Return cost and metrics of a run's model. **Collective over all ranks.**
+
+    Parameters
+    ----------
+    run
+        A run's name in `runs`, its folder, or a model or checkpoint file.
+    data
+        A file of the training data's kind, evaluated whole; by default the run's own validation and test part (its
+        training part where it has neither).
+    target
+        As data.target, where the file's target is elsewhere.
+
+    Returns
+    -------
+    Evaluation by part: validation, test, training, or data.
+
+    Raises
+    ------
+    ValueError
+        No such run or data, or data that does not fit; on every rank.
+    """
+    world = open_world()
+    with world.guarded():
+        model, settings, path = open_model(run, Path(runs), world)
+        with world.together():
+            settings = settings.with_shards(world.size)
+            parts = _parts(model, settings, path, data, target, shards_of(world.rank, world.size, settings.n_shards))
+        evaluator = Evaluator(world, model.network, model.shape, model.y_scaling, settings.n_shards)
+        found = {}
+        with threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"):
+            for name, part in parts.items():
+                evaluation = evaluator.evaluate(model.theta, part, StopFlag(), confusion=True)
+                assert evaluation
+                found[name] = evaluation
+        return found
+
+
+def _parts(
+    model: Model, settings: Settings, path: Path, data: str | None, target: str | int | None, own: range
+) -> dict[str, Part]:
+    """Return this rank's rows of what is to be evaluated, with the model's scaling."""
+    keys = settings.data
+    if data is None:
+        stored = path.parent / "settings.toml" if path.name == "model.safetensors" else path.parent.parent / "settings.toml"
+        if not stored.is_file():
+            raise ValueError(f"{path}: expected it in its run's folder, got no {stored}. Say what to evaluate with --data.")
+        keys = make(read_toml(stored)).data
+    if target is not None:
+        keys = keys.model_copy(update={"target": target})
+    seed, n_shards, cost = settings.training.seed, settings.n_shards, settings.network.cost
+
+    def part(of: str, fractions: tuple[float, float], which: int) -> Part:
+        source = open_source(of, keys, cost=cost, seed=seed, like=model.shape)
+        share = shares(source.n_rows, seed, fractions, own, n_shards)[which]
+        if not source.again:
+            source = Kept(source, share.at(np.arange(len(share))))
+        if not keys.allow_nonfinite:
+            for start in range(0, len(share), 4096):
+                rows = share.at(np.arange(start, min(start + 4096, len(share))))
+                check_finite(source, rows, *source.read(rows))
+        return Part(source, share, model.x_scaling, model.y_scaling, model.network.dtype, keys.memory << 20)
+
+    if data is not None:
+        return {"data": part(data, (0.0, 0.0), 0)}
+    cut = tuple(p if isinstance(p, float) else 0.0 for p in (keys.validation, keys.test))
+    parts = {}
+    for which, (name, given) in enumerate((("validation", keys.validation), ("test", keys.test)), start=1):
+        if isinstance(given, str):
+            parts[name] = part(given, (0.0, 0.0), 0)
+        elif given:
+            parts[name] = part(keys.source, (cut[0], cut[1]), which)
+    return parts or {"training": part(keys.source, (0.0, 0.0), 0)}
+
+
+def outputs(model: Model, settings: Settings, path: str, world: World, target: str | int | None) -> Iterator[Array]:
+    """Yield the network's outputs for the rows of a file, in order, on rank 0; nothing on the others. **Collective.**"""
+    with world.together():
+        data: Data = settings.data
+        if target is not None:
+            data = data.model_copy(update={"target": target})
+        source: Source = open_source(path, data, like=model.shape, target=False)
+        rows = block_rows(model.network)
+        first, last = (min(n * rows, source.n_rows) for n in bounds(-(-source.n_rows // rows), world.size, world.rank))
+        if not source.again:
+            source = Kept(source, np.arange(first, last))
+        step = max(1, PIECE // source.n_features // rows) * rows
+
+        def pieces(check: bool) -> Iterator[Array]:
+            for start in range(first, last, step):
+                numbers = np.arange(start, min(start + step, last))
+                x, y = source.read(numbers)
+                if check and not data.allow_nonfinite:
+                    check_finite(source, numbers, x, y)
+                yield x
+
+        for _ in pieces(check=True):  # every bad value is found, on whichever rank, before the first answer
+            pass
+    with threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"):
+        own = (model.outputs(x) for x in pieces(check=False))
+        for piece in world.in_rank_order(own, model.network.widths[-1]):
+            yield piece.astype(model.dtype, copy=False)
+
+
+def predict(
+    run: str | Path, rows: str | Path | Array, *, runs: str | Path = "runs", kind: str = "auto"
+) -> Array | None:
+    """Return answers for the rows of a file, or of an array. **Collective over all ranks.**
+
+    Parameters
+    ----------
+    run
+        A run's name in `runs`, its folder, or a model or checkpoint file.
+    rows
+        A file of the training data's kind (its target, if there, is ignored), or an array (rows, n_0).
+    kind
+        auto: classes (str), labels (0/1) or values, as the run was trained; "outputs": a[L] itself, so probabilities.
+
+    Returns
+    -------
+    One answer a row on rank 0, None on the others.
+
+    Raises
+    ------
+    ValueError
+        No such run or file, or rows that do not fit; on every rank.
+    """
+    world = open_world()
+    with world.guarded():
+        model, settings, _ = open_model(run, Path(runs), world)
+        if isinstance(rows, np.ndarray):
+            with world.together(), threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"):
+                found = [model.outputs(rows)]
+        else:
+            found = list(outputs(model, settings, str(rows), world, None))
+        if world.rank:
+            return None
+        a = np.concatenate(found) if found else np.empty((0, model.network.widths[-1]), model.dtype)
+        return a if kind == "outputs" else model.answers(a)

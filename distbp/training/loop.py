@@ -1,0 +1,266 @@
+"""The loop: steps, validations, checkpoints and the end of a run, decided once for all ranks.
+
+A run's position is one number, the step. At the top of the loop stands the state after `step` steps: first the epoch that ends
+here is closed (journal, validation), then a checkpoint is taken if one is due, then the run ends or takes the next step.
+What only rank 0 can know (the clock, the disk) and what each rank may be told (signals) rides as flags in each step's
+message, so all ranks decide alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distbp.coordinator.checkpoints import Checkpoints
+from distbp.coordinator.folder import RunFolder
+from distbp.coordinator.progress import Progress
+from distbp.descent.schedule import learning_rate
+from distbp.parallel.replicas import check_replicas
+from distbp.parallel.world import AgreedRuntimeError, World, error_text
+from distbp.settings import Settings
+from distbp.training.evaluation import Evaluation, Evaluator
+from distbp.training.problem import Problem
+from distbp.training.signals import StopFlag
+from distbp.training.step import END, FAILED, N_TALLIES, SAVE, STOP, Stepper
+
+Array = NDArray[Any]
+
+
+@dataclass
+class State:
+    """Where a run stands, beside theta and the rule's state; the same on every rank.
+
+    Attributes
+    ----------
+    step
+        Steps taken.
+    validated
+        Step of the last validation; -1 before the first.
+    best_step, best_cost, stale
+        Of the lowest validation cost yet, and how many validations came since.
+    epoch_cost, epoch_rows
+        Sums over the steps since the epoch's start, or since the journal's last line.
+    """
+
+    step: int = 0
+    validated: int = -1
+    best_step: int = -1
+    best_cost: float = float("inf")
+    stale: int = 0
+    epoch_cost: float = 0.0
+    epoch_rows: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values (infinity as null)."""
+        return {**asdict(self), "best_cost": self.best_cost if self.best_step >= 0 else None}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> State:
+        """Return the state that `to_json` gave."""
+        best = values["best_cost"]
+        return cls(**{**values, "best_cost": float("inf") if best is None else best})
+
+
+class Coordinator:
+    """What rank 0 does beside its share of the work: it decides when to save, saves, writes the journal, tells.
+
+    It never communicates. `folder` and `checkpoints` are None on all other ranks.
+    """
+
+    def __init__(
+        self, settings: Settings, progress: Progress, folder: RunFolder | None, checkpoints: Checkpoints | None
+    ) -> None:
+        self.progress, self.folder, self.checkpoints = progress, folder, checkpoints
+        count, self._unit = settings.checkpoint.every.split()
+        self._every = float(count)
+        self._minutes = settings.training.minutes
+        self._started = self._saved = time.monotonic()
+        self._failure: OSError | None = None
+
+    @property
+    def failure(self) -> OSError | None:
+        """What went wrong on the disk."""
+        return self._failure or (self.checkpoints.failure if self.checkpoints else None)
+
+    def flags(self, next_step: int, steps_per_epoch: int, stop: bool) -> Array:
+        """Return what this rank adds to the flags of the step that leads to `next_step`."""
+        flags = np.zeros(N_TALLIES)
+        flags[STOP] = stop
+        if self.folder:
+            now = time.monotonic()
+            if self._unit == "minutes":
+                flags[SAVE] = now - self._saved >= 60 * self._every
+            else:
+                flags[SAVE] = next_step % int(self._every * (steps_per_epoch if self._unit == "epochs" else 1)) == 0
+            flags[END] = bool(self._minutes) and now - self._started >= 60 * self._minutes
+            flags[FAILED] = self.failure is not None
+        return flags
+
+    def save(self, step: int, tensors: Mapping[str, Array], about: Mapping[str, Any], best_only: bool) -> None:
+        """Take a checkpoint."""
+        if self.checkpoints:
+            self._saved = time.monotonic()
+            self.checkpoints.save(step, tensors, about, best_only)
+
+    def journal(self, entry: dict[str, Any]) -> None:
+        """Write a line of the journal."""
+        if self.folder:
+            try:
+                self.folder.journal(entry)
+            except OSError as error:
+                self._failure = self._failure or error
+
+
+class Loop:
+    """Runs a problem from its state to its end.
+
+    Parameters
+    ----------
+    about
+        The plain values that every checkpoint carries beside the state.
+    tensors
+        The arrays that every checkpoint carries: theta, the rule's state, the scaling.
+    saved
+        Step of the checkpoint the run goes on from, -1 for none.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        settings: Settings,
+        problem: Problem,
+        stepper: Stepper,
+        evaluator: Evaluator,
+        coordinator: Coordinator,
+        state: State,
+        tensors: Mapping[str, Array],
+        about: Mapping[str, Any],
+        stop: StopFlag,
+        saved: int = -1,
+    ) -> None:
+        self.world, self.settings, self.problem, self.stepper = world, settings, problem, stepper
+        self.evaluator, self.coordinator, self.state, self.stop = evaluator, coordinator, state, stop
+        self.tensors, self.about, self.saved = tensors, about, saved
+        self.per_epoch = problem.batches.steps_per_epoch
+        ends = [n for n in (settings.training.epochs * self.per_epoch, settings.training.steps) if n]
+        self.last_step = min(ends, default=0)  # 0: unknown
+        self._epoch_started = time.monotonic()
+
+    def run(self) -> str:
+        """Train to the end; return why it ended: epochs, steps, time limit, early stopping, or signal. **Collective.**"""
+        state, descent, watch_best = self.state, self.settings.descent, self.settings.training.model == "best"
+        stop = end = False
+        save = self.saved == state.step and self.validation_due("")  # it was left in the middle of a validation
+        self.coordinator.progress.start(state.step, self.last_step, self.per_epoch)
+        while True:
+            reason = self.limit_reached(end)
+            improved = False
+            if not stop:
+                evaluation = None
+                if self.validation_due(reason):
+                    evaluation = self.validate()
+                    stop = evaluation is None
+                    improved = not stop and state.best_step == state.step
+                if not stop and state.epoch_rows and (reason or state.step % self.per_epoch == 0):
+                    self.close_epoch(evaluation, reason)
+            patience = self.settings.training.patience
+            if patience and state.stale >= patience:
+                reason = reason or "early stopping"
+            due = save or stop or (bool(reason) and self.saved != state.step)
+            if due or (improved and watch_best):
+                self.save(best_only=not due)
+            if stop:
+                return "signal"
+            if reason:
+                return reason
+            flags = self.coordinator.flags(state.step + 1, self.per_epoch, bool(self.stop))
+            eta = learning_rate(descent, state.step, self.per_epoch, self.last_step)
+            totals = self.stepper.take(state.step, eta, flags)
+            state.step += 1
+            state.epoch_cost += totals.cost
+            state.epoch_rows += totals.rows
+            stop, save, end = totals.stop, totals.save, totals.end
+            if totals.failed:
+                self.fail()
+            if state.step % self.settings.training.check_every == 0:
+                self.check()
+            self.tell(totals.cost / totals.rows)
+
+    def limit_reached(self, end: bool) -> str:
+        """Return which limit the run has reached, "" for none."""
+        training, step = self.settings.training, self.state.step
+        if training.epochs and step >= training.epochs * self.per_epoch:
+            return "epochs"
+        if training.steps and step >= training.steps:
+            return "steps"
+        return "time limit" if end else ""
+
+    def validation_due(self, reason: str) -> bool:
+        """Return whether the state after this step is still to be validated."""
+        step, every = self.state.step, self.settings.training.validate_every * self.per_epoch
+        wanted = bool(reason) or (step > 0 and step % every == 0)
+        return wanted and self.problem.validation is not None and self.state.validated < step
+
+    def validate(self) -> Evaluation | None:
+        """Evaluate the validation part and note whether it is the best yet; None if asked to stop. **Collective.**"""
+        assert self.problem.validation
+        evaluation = self.evaluator.evaluate(self.stepper.theta, self.problem.validation, self.stop)
+        if evaluation:
+            state = self.state
+            state.validated, state.stale = state.step, state.stale + 1
+            if evaluation.mean_cost < state.best_cost:
+                state.best_step, state.best_cost, state.stale = state.step, evaluation.mean_cost, 0
+        return evaluation
+
+    def save(self, best_only: bool) -> None:
+        """Check the replicas and take a checkpoint. **Collective.**"""
+        self.check()
+        about = {**self.about, "kind": "checkpoint", "state": self.state.to_json()}
+        self.coordinator.save(self.state.step, self.tensors, about, best_only)
+        self.saved = self.state.step
+
+    def check(self) -> None:
+        """Compare the replicas. **Collective.**"""
+        check_replicas(self.world, [self.stepper.theta, *self.stepper.rule.state.values()], self.state.step)
+
+    def fail(self) -> None:
+        """Raise what went wrong on rank 0's disk, on all ranks. **Collective.**"""
+        text = self.world.from_rank_0(error_text(self.coordinator.failure))
+        raise AgreedRuntimeError(f"step {self.state.step}: {text} Then go on with --resume.")
+
+    def tell(self, mean_cost: float) -> None:
+        """Show a step's cost."""
+        passed = max(time.monotonic() - self._epoch_started, 1e-9)
+        self.coordinator.progress.step(self.state.step, mean_cost, self.state.epoch_rows / passed)
+
+    def close_epoch(self, evaluation: Evaluation | None, reason: str) -> None:
+        """Write the journal's line of the epoch that ends here, and show it. **Collective.**"""
+        state, now = self.state, time.monotonic()
+        seconds = self.world.exchange(self.stepper.compute_seconds)
+        slowest = int(np.argmax(seconds))
+        passed = max(now - self._epoch_started, 1e-9)
+        entry: dict[str, Any] = {
+            "step": state.step,
+            "epoch": state.step / self.per_epoch,
+            "cost": state.epoch_cost / state.epoch_rows,
+            "learning_rate": learning_rate(self.settings.descent, state.step - 1, self.per_epoch, self.last_step),
+            "validation": {"cost": evaluation.mean_cost, **evaluation.metrics} if evaluation else None,
+            "rows_per_s": round(state.epoch_rows / passed, 1),
+            "seconds": round(passed, 4),
+            "compute_s": {"median": round(float(np.median(seconds)), 4), "slowest": round(seconds[slowest], 4), "rank": slowest},
+            "time": round(time.time(), 3),
+        }  # fmt: skip
+        text = f"epoch {state.step // self.per_epoch:>3}  step {state.step:,}  cost {entry['cost']:.4g}"
+        if evaluation:
+            text += f"  validation cost {evaluation.mean_cost:.4g}"
+            text += "".join(f" {name} {value:.4f}" for name, value in evaluation.metrics.items())
+        self.coordinator.journal(entry)
+        self.coordinator.progress.epoch(state.step, f"{text}  {entry['rows_per_s']:,.0f} rows/s", bool(reason))
+        state.epoch_cost = state.epoch_rows = 0.0
+        self.stepper.compute_seconds = 0.0
+        self._epoch_started = time.monotonic()

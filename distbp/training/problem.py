@@ -1,0 +1,181 @@
+"""What is trained on what: from checked settings to this rank's rows, the scaling and the network.
+
+Everything that depends on data is settled here, once, and agreed on by all ranks: a file that one rank alone cannot read,
+or a bad value in one rank's rows, is the same error on all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from distbp.data import scaling
+from distbp.data.part import Kept, Part, shard_statistics
+from distbp.data.shards import Batches, Share, shares
+from distbp.data.source import Shape, Source, open_source
+from distbp.network.network import Network
+from distbp.parallel.tree import fold_shards
+from distbp.parallel.world import World, shards_of
+from distbp.settings import Settings
+
+HE = ("relu", "leaky_relu", "gelu")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The data of a run on one rank, and the network that fits it.
+
+    Attributes
+    ----------
+    shape
+        Features, outputs, task and classes, as the source has them.
+    training, validation, test
+        This rank's rows of each part; None for a part that is not there.
+    fingerprint
+        SHA-256 of the parts' sizes and of the statistics of all training rows: the same data, if it is the same.
+    """
+
+    shape: Shape
+    network: Network
+    batches: Batches
+    x_scaling: scaling.Scaling
+    y_scaling: scaling.Scaling
+    training: Part
+    validation: Part | None
+    test: Part | None
+    fingerprint: str
+
+
+def shape_of(source: Source) -> Shape:
+    """Return what a source looks like."""
+    return Shape(source.n_features, source.feature_names, source.task, source.n_outputs, source.classes)
+
+
+def make_network(settings: Settings, shape: Shape) -> Network:
+    """Return the network that the settings and the data call for, with every "auto" settled.
+
+    Raises
+    ------
+    ValueError
+        The cost does not fit the task.
+    """
+    wanted = settings.network
+    by_task = {"classification": "cross_entropy", "labels": "binary_cross_entropy", "regression": "quadratic"}
+    cost = by_task[shape.task] if wanted.cost == "auto" else wanted.cost
+    fits = {
+        "classification": ("cross_entropy", "quadratic", "absolute", "huber"),
+        "labels": ("binary_cross_entropy", "quadratic"),
+        "regression": ("quadratic", "absolute", "huber"),
+    }[shape.task]
+    if cost not in fits:
+        raise ValueError(
+            f"network.cost: expected {', '.join(fits[:-1])} or {fits[-1]} for {shape.task}, got {cost}. "
+            "Set network.cost, or data.task if the target is something else."
+        )
+    output = wanted.output
+    if output == "auto":
+        output = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(
+            cost, "identity" if shape.task == "regression" else "sigmoid"
+        )
+    return Network(
+        (shape.n_features, *wanted.widths, shape.n_outputs),
+        [wanted.activation] * len(wanted.widths) + [output],
+        cost,
+        wanted.huber_width,
+        wanted.dropout,
+        wanted.dtype,
+    )
+
+
+def initial_kind(settings: Settings) -> str:
+    """Return how initial weights are drawn, with "auto" settled."""
+    if settings.network.initial != "auto":
+        return settings.network.initial
+    return "he" if settings.network.activation in HE else "glorot"
+
+
+def load(settings: Settings, world: World, say: Callable[[str], None]) -> Problem:
+    """Read this rank's rows and settle scaling and network. **Collective.**
+
+    Parameters
+    ----------
+    settings
+        With `data.shards` a number.
+    say
+        Told of progress, on work of more than two seconds.
+
+    Raises
+    ------
+    AgreedValueError
+        Data that cannot be used, the same error on every rank.
+    """
+    data, seed = settings.data, settings.training.seed
+    own = shards_of(world.rank, world.size, settings.n_shards)
+    fractions = tuple(p if isinstance(p, float) else 0.0 for p in (data.validation, data.test))
+    with world.together():
+        source = open_source(data.source, data, cost=settings.network.cost, seed=seed)
+        network = make_network(settings, shape_of(source))
+        cut = shares(source.n_rows, seed, (fractions[0], fractions[1]), own, settings.n_shards)
+        for share, name, wanted in zip(
+            cut, ("source", "validation", "test"), (1.0, fractions[0], fractions[1]), strict=True
+        ):
+            if wanted and not share.n_rows:
+                raise ValueError(
+                    f"data.{name}: expected at least one row in each part, got none of {source.n_rows}. "
+                    "Use more rows, or other fractions."
+                )
+        source = _kept(source, *cut)
+        tick = _Ticker(len(cut[0]), say)
+        x_own, y_own = shard_statistics(source, cut[0], data.allow_nonfinite, tick)
+    stats_x = fold_shards(world.gather_shards(x_own, settings.n_shards), scaling.merge)
+    stats_y = fold_shards(world.gather_shards(y_own, settings.n_shards), scaling.merge)
+    x_scaling = scaling.Scaling.of(data.scaling, stats_x)
+    y_scaling = scaling.Scaling.of(data.target_scaling if source.task == "regression" else "none", stats_y)
+    counts = np.array([share.n_rows for share in cut])
+    digest = hashlib.sha256(counts.tobytes() + stats_x.tobytes() + stats_y.tobytes())
+
+    def part(of: Source, share: Share) -> Part:
+        return Part(of, share, x_scaling, y_scaling, network.dtype, data.memory << 20)
+
+    def other(name: str, given: float | str, share: Share) -> Part | None:
+        """Return the validation or test part: cut from the source, or a file of its own."""
+        if isinstance(given, float):
+            return part(source, share) if given else None
+        file = open_source(given, data, cost=settings.network.cost, seed=seed, like=shape_of(source))
+        whole, _, _ = shares(file.n_rows, seed, (0.0, 0.0), own, settings.n_shards)
+        file = _kept(file, whole)
+        shard_statistics(file, whole, data.allow_nonfinite, lambda n: None)
+        return part(file, whole)
+
+    with world.together():
+        training = part(source, cut[0])
+        validation = other("validation", data.validation, cut[1])
+        test = other("test", data.test, cut[2])
+    batches = Batches.of(cut[0].n_rows, settings.n_shards, data.batch_size)
+    return Problem(
+        shape_of(source), network, batches, x_scaling, y_scaling, training, validation, test, digest.hexdigest()
+    )
+
+
+def _kept(source: Source, *cut: Share) -> Source:
+    """Read the rows of all shares once, where reading again would cost a pass over the file."""
+    if source.again:
+        return source
+    return Kept(source, np.sort(np.concatenate([share.at(np.arange(len(share))) for share in cut])))
+
+
+class _Ticker:
+    """Says how far reading has come, every two seconds."""
+
+    def __init__(self, n_rows: int, say: Callable[[str], None]) -> None:
+        self.n_rows, self.say, self.done, self.said = n_rows, say, 0, time.monotonic()
+
+    def __call__(self, n: int) -> None:
+        self.done += n
+        if time.monotonic() - self.said > 2:
+            self.said = time.monotonic()
+            self.say(f"reading: {self.done:,} of this rank's {self.n_rows:,} training rows")

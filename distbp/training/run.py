@@ -1,0 +1,346 @@
+"""A run from its settings to its model: set-up, the loop, the result. The command and the API both come here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+from numpy.typing import NDArray
+
+from distbp.coordinator import files
+from distbp.coordinator.checkpoints import Checkpoints, Loaded, name_of, newest_good
+from distbp.coordinator.environment import differences, environment
+from distbp.coordinator.folder import RunFolder, refuse_existing
+from distbp.coordinator.progress import Progress
+from distbp.descent.rules import Rule
+from distbp.network.initial import initial_theta
+from distbp.parallel.world import AgreedRuntimeError, World, open_world
+from distbp.settings import RESUMABLE, Settings, make, read_toml
+from distbp.training.evaluation import Evaluation, Evaluator
+from distbp.training.loop import Coordinator, Loop, State
+from distbp.training.model import Model
+from distbp.training.problem import Problem, initial_kind, load
+from distbp.training.signals import StopFlag
+from distbp.training.step import Stepper
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended; the same on every rank.
+
+    Attributes
+    ----------
+    folder
+        The run's folder.
+    reason
+        epochs, steps, time limit, early stopping; or signal: then the run can go on, and there is no model yet.
+    step, model_step
+        Steps taken, and the step whose parameters are the model's.
+    validation, test
+        Of the model; None for a part that is not there.
+    model
+        The model, None after a signal.
+    sha256
+        Of model.safetensors, "" after a signal.
+    """
+
+    folder: Path
+    reason: str
+    step: int
+    model_step: int
+    validation: Evaluation | None
+    test: Evaluation | None
+    model: Model | None
+    sha256: str
+
+
+def train(
+    settings: Settings | str | Path | None = None,
+    *,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    resume: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    stop: StopFlag | None = None,
+) -> Result:
+    """Train a network, alone or on all ranks of an MPI job. **Collective over all ranks.**
+
+    Parameters
+    ----------
+    settings
+        What the run is, or the path of a TOML file that says it; the defaults train on the bundled digits. Not together
+        with `resume`.
+    name, runs
+        The run's folder is ``runs/name``; by default the source and the time.
+    resume
+        A run (name in `runs`, or folder) to go on with, from its newest good checkpoint.
+    overrides
+        ``{"section.key": value}`` on top of the settings; for a resumed run only what says how long and how often.
+    quiet
+        Print nothing.
+    stop
+        For a caller that listens to signals itself; by default SIGTERM, SIGINT and SIGUSR1 mean stop.
+
+    Raises
+    ------
+    ValueError
+        Wrong settings or data, on every rank.
+    RuntimeError
+        The run failed, on every rank; its checkpoints can be resumed. Where one rank alone fails, all ranks are ended.
+    """
+    started = time.time()
+    world = open_world()
+    with world.guarded(), contextlib.ExitStack() as stack:
+        stop = stop or stack.enter_context(StopFlag())
+        progress = Progress(world.rank == 0 and not quiet)
+        stack.callback(progress.stop)
+        with world.together():
+            if settings and resume:
+                raise ValueError("resume: expected no settings beside it, got both. A run's settings are in its folder.")
+            path, settings = _settle(settings, name, Path(runs), resume, overrides, world.size)
+        path = Path(world.from_rank_0(str(path)))  # the clocks of two ranks may give two names
+        stack.enter_context(threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"))
+        folder = None
+        if resume:
+            with world.together():
+                folder = RunFolder.open(path) if world.rank == 0 else None
+            stack.enter_context(folder or contextlib.nullcontext())
+        session = {"start": round(started, 3), **world.describe(), **environment(), "end": None, "exit": None}
+        _greet(world, session, settings, progress)
+        problem = load(settings, world, progress.say)
+        if not resume:
+            with world.together():
+                folder = RunFolder.create(path) if world.rank == 0 else None
+            stack.enter_context(folder or contextlib.nullcontext())
+        run = _Run(world, settings, problem, folder, progress, stop, stack)
+        try:
+            run.restore(bool(resume), session)
+            result = run.to_the_end()
+        except BaseException as error:
+            if folder:
+                with contextlib.suppress(OSError):
+                    folder.write_run({**session, "end": round(time.time(), 3), "exit": f"{type(error).__name__}: {error}"})  # fmt: skip
+            raise
+        with world.together():
+            if folder:
+                folder.write_run({**session, "end": round(time.time(), 3), "exit": result.reason})
+        return result
+
+
+class _Run:
+    """The parts of one run, put together."""
+
+    def __init__(
+        self,
+        world: World,
+        settings: Settings,
+        problem: Problem,
+        folder: RunFolder | None,
+        progress: Progress,
+        stop: StopFlag,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.world, self.settings, self.problem, self.folder = world, settings, problem, folder
+        self.progress, self.stop = progress, stop
+        network = problem.network
+        n = network.layout.n_parameters
+        progress.say(_describe(settings, problem))
+        self.theta = initial_theta(network.layout, initial_kind(settings), settings.training.seed, network.dtype.name)
+        self.rule = Rule(settings.descent, network.layout.n_weights, n, network.dtype)
+        self.model = Model(network, self.theta, problem.shape, problem.x_scaling, problem.y_scaling)
+        self.about = {
+            **self.model.about(),
+            "settings": settings.of_state(),
+            "fingerprint": problem.fingerprint,
+        }
+        self.state, self.saved = State(), -1
+        checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep) if folder else None
+        if checkpoints:
+            stack.enter_context(checkpoints)
+        self.coordinator = Coordinator(settings, progress, folder, checkpoints)
+        self.evaluator = Evaluator(world, network, problem.shape, problem.y_scaling, settings.n_shards)
+
+    def tensors(self) -> dict[str, Array]:
+        """Return the arrays of a checkpoint."""
+        return {**self.model.tensors(), **{f"rule_{name}": array for name, array in self.rule.state.items()}}
+
+    def restore(self, resume: bool, session: dict[str, Any]) -> None:
+        """Write or read what the folder holds at a start; bring all ranks to the newest good checkpoint. **Collective.**"""
+        loaded: Loaded | None = None
+        with self.world.together():
+            if self.folder and resume:
+                loaded = newest_good(self.folder.checkpoints, self.fits, self.progress.say)
+                before = (self.folder.sessions() or [{}])[-1]
+                changed = differences(session, before)
+                if changed:
+                    self.progress.say(f"note: not as before: {', '.join(changed)}; bits may differ from an unbroken run's.")
+        about = self.world.from_rank_0(loaded[2] if loaded else None)
+        if about:
+            if about["fingerprint"] != self.problem.fingerprint:
+                raise AgreedRuntimeError(
+                    f"data.source: expected the rows that the run was started on, got others from "
+                    f"{self.settings.data.source}. Give it the same data with --data.source."
+                )
+            for name, array in self.tensors().items():
+                if loaded:
+                    array[...] = loaded[1][name]
+                self.world.broadcast(array)
+            self.state = State.from_json(about["state"])
+            self.saved = self.state.step
+            self.progress.say(f"resumed after step {self.state.step:,}")
+        with self.world.together():
+            if self.folder:
+                files.write_text(self.folder.path / "settings.toml", self.settings.to_toml())
+                self.folder.start_journal(self.state.step)
+                self.folder.write_run(session)
+
+    def fits(self, about: Mapping[str, Any]) -> str:
+        """Return what is wrong with a checkpoint's plain values, "" if they are of this run."""
+        mine = {**self.about, "settings": _fixed(self.about["settings"])}
+        for place in ("network", "data", "settings"):
+            other = about.get(place)
+            other = _fixed(other) if place == "settings" and other else other
+            if other != mine[place]:
+                theirs = other or {}
+                key = next((k for k in mine[place] if mine[place][k] != theirs.get(k)), "kind")
+                return (
+                    f"expected a checkpoint of this run, got one of another ({place}: {key} is "
+                    f"{theirs.get(key)!r}, not {mine[place].get(key)!r}). Take it away."
+                )
+        return ""
+
+    def to_the_end(self) -> Result:
+        """Run the loop, then evaluate and write the model. **Collective.**"""
+        settings, problem = self.settings, self.problem
+        stepper = Stepper(self.world, problem.network, self.rule, self.theta, problem.training, problem.batches, settings.training.seed)  # fmt: skip
+        loop = Loop(
+            self.world, settings, problem, stepper, self.evaluator, self.coordinator, self.state, self.tensors(),
+            self.about, self.stop, self.saved,
+        )  # fmt: skip
+        reason = loop.run()
+        self.progress.stop()
+        with self.world.together():
+            if self.coordinator.failure:
+                raise self.coordinator.failure
+            if self.coordinator.checkpoints:
+                self.coordinator.checkpoints.flush()
+        path = self.world.from_rank_0(str(self.folder.path) if self.folder else None)
+        stopped = Result(Path(path), "signal", self.state.step, -1, None, None, None, "")
+        if reason == "signal":
+            return stopped
+        model, model_step = self.best_model()
+        evaluations: list[Evaluation | None] = []
+        for part in (problem.validation, problem.test):
+            evaluation = self.evaluator.evaluate(model.theta, part, self.stop, confusion=True) if part else None
+            if part and evaluation is None:
+                return stopped
+            evaluations.append(evaluation)
+        with self.world.together():
+            if self.folder:
+                about = {**model.about(), "kind": "model", "settings": settings.of_state(), "step": model_step}
+                files.write(self.folder.model, model.tensors(), about)
+        sha256 = self.world.from_rank_0(_sha256(self.folder.model) if self.folder else None)
+        return Result(Path(path), reason, self.state.step, model_step, evaluations[0], evaluations[1], model, sha256)
+
+    def best_model(self) -> tuple[Model, int]:
+        """Return the model that the settings ask for, and the step it is of, on every rank. **Collective.**"""
+        step = self.state.best_step
+        if self.settings.training.model == "last" or step in (-1, self.state.step):
+            return self.model, self.state.step
+        theta = np.empty_like(self.theta)
+        with self.world.together():
+            if self.folder:
+                theta[...] = files.read(self.folder.checkpoints / name_of(step))[0]["theta"]
+        self.world.broadcast(theta)
+        return replace(self.model, theta=theta), step
+
+
+def _settle(
+    settings: Settings | str | Path | None,
+    name: str | None,
+    runs: Path,
+    resume: str | Path | None,
+    overrides: Mapping[str, Any] | None,
+    size: int,
+) -> tuple[Path, Settings]:
+    """Return the run's folder and its settings, with the shards a number."""
+    if resume is None:
+        table = settings.model_dump() if isinstance(settings, Settings) else read_toml(settings) if settings else None
+        settings = make(table, overrides).with_shards(size)
+        path = runs / (name or f"{Path(settings.data.source).name.partition('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}")
+        if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+            raise ValueError(f"--name: expected a plain folder name, got {name!r}. Use --runs for the folder it is in.")
+        refuse_existing(path)
+        return path, settings
+    for place in overrides or {}:
+        if place not in RESUMABLE:
+            raise ValueError(
+                f"{place}: expected it to stay as the run was started with, got a new value with --resume. "
+                "Leave it out, or start a new run."
+            )
+    path = run_path(resume, runs)
+    return path, make(read_toml(path / "settings.toml"), overrides).with_shards(size)
+
+
+def run_path(run: str | Path, runs: Path) -> Path:
+    """Return the folder of a run given by its name in `runs` or by its folder.
+
+    Raises
+    ------
+    ValueError
+        There is no such run.
+    """
+    for path in (Path(run), runs / run):
+        if (path / "settings.toml").is_file():
+            return path
+    raise ValueError(f"{run}: expected a run's name in {runs}, or its folder, got neither. See ls {runs}.")
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings inside a checkpoint that a resumed run cannot change, as ``section.key``."""
+    flat = {f"{section}.{key}": value for section, keys in settings.items() for key, value in keys.items()}
+    return {place: value for place, value in flat.items() if place not in RESUMABLE}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _greet(world: World, session: Mapping[str, Any], settings: Settings, progress: Progress) -> None:
+    """Say who takes part."""
+    hosts = session["hosts"]
+    where = f"{world.size} ranks on {len(hosts)} host{'s' if len(hosts) > 1 else ''}, {session['mpi']}"
+    if not world.comm:
+        where = "one process, no MPI"
+    threads = session["blas_threads"]
+    progress.say(
+        f"distbp {session['distbp']}: {where}; {session['blas']} {session['blas_version']} ({session['blas_kernel']}), "
+        f"{threads} thread{'s' if threads != 1 else ''} a rank; {settings.n_shards} shards"
+    )
+
+
+def _describe(settings: Settings, problem: Problem) -> str:
+    """Return the start lines about data and network."""
+    shape, network, batches = problem.shape, problem.network, problem.batches
+    outputs = {"classification": "classes", "labels": "labels", "regression": "target values"}[shape.task]
+    parts = f"{problem.training.n_rows:,} training"
+    for name, part in (("validation", problem.validation), ("test", problem.test)):
+        parts += f", {part.n_rows:,} {name}" if part else ""
+    batch = min(batches.rows * batches.n_shards, batches.n_rows)
+    return (
+        f"data: {settings.data.source}, {shape.n_features} features, {shape.n_outputs} {outputs}; rows: {parts}\n"
+        f"network: {'-'.join(map(str, network.widths))}, {settings.network.activation}, {network.cost.name}, "
+        f"{network.dtype.name}, {network.layout.n_parameters:,} parameters; {settings.descent.rule}, "
+        f"batch {batch:,}, {batches.steps_per_epoch:,} steps an epoch"
+    )

@@ -1,0 +1,38 @@
+"""Signals that ask a run to stop: a flag that the loop looks at, never an exception in the middle of a step.
+
+SIGTERM, SIGINT and SIGUSR1 mean "write a checkpoint after this step and leave" (Open MPI's mpirun kills its ranks soon
+after SIGTERM, so SIGUSR1 is the one to send through it). The flag of every rank rides in each step's message, so it is
+enough that one rank is told.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+ASKS_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopFlag:
+    """Whether this process has been asked to stop; a context manager that listens, and puts back what was there."""
+
+    def __init__(self) -> None:
+        self.name = ""  # of the first signal that came
+        self._before: list[object] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.name)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.name = self.name or signal.Signals(number).name
+
+    def __enter__(self) -> StopFlag:
+        if threading.current_thread() is threading.main_thread() and not self._before:
+            self._before = [signal.signal(number, self._note) for number in ASKS_TO_STOP]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, before in zip(ASKS_TO_STOP, self._before, strict=False):
+            signal.signal(number, before)  # type: ignore[arg-type]
+        self._before = []
