@@ -11,8 +11,9 @@ The names are not in ``distbp`` itself because ``distbp.train`` is the module be
 """
 
 from distbp.network.network import Network
-from distbp.settings import Settings, read_toml
-from distbp.settings import make as settings
+from distbp.options import make as settings
+from distbp.options import read_toml
+from distbp.settings import Settings
 from distbp.training.apply import evaluate, predict
 from distbp.training.evaluation import Evaluation
 from distbp.training.model import Model

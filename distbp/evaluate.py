@@ -8,15 +8,17 @@ from collections.abc import Sequence
 
 from distbp import command
 
-DESCRIPTION = "Evaluate a run's model on its own validation and test part, or on other data. Any number of ranks gives the same digits."  # fmt: skip
+DESCRIPTION = """\
+Evaluate a run's model on its own validation and test part, or on other data. Any number of ranks gives the same digits.
+"""
 
 
 def evaluate_command(arguments: Sequence[str]) -> int:
     """Read the command line, evaluate, print."""
+    from distbp.options import from_text
     from distbp.parallel.world import AgreedValueError
-    from distbp.settings import Parser, from_text
 
-    parser = Parser("python -m distbp.evaluate", DESCRIPTION)
+    parser = command.Parser("python -m distbp.evaluate", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="a run's name or folder, or a model or checkpoint file")
     parser.add_argument("--data", metavar="FILE", help="evaluate all rows of this file (default: the run's own parts)")
     parser.add_argument("--target", help="as data.target, where the file's target is elsewhere")

@@ -21,15 +21,16 @@ DESCRIPTION = "Predict the rows of a file with a run's model. Any number of rank
 
 def predict_command(arguments: Sequence[str]) -> int:
     """Read the command line, predict, write."""
+    from distbp.options import from_text
     from distbp.parallel.world import AgreedValueError
-    from distbp.settings import Parser, from_text
 
-    parser = Parser("python -m distbp.predict", DESCRIPTION)
+    parser = command.Parser("python -m distbp.predict", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="a run's name or folder, or a model or checkpoint file")
     parser.add_argument("input", metavar="INPUT", help="rows: .csv, .npy, .npz or IDX; a target in it is ignored")
     parser.add_argument("-o", "--output", metavar="OUT", help=".csv or .npy file (default: CSV to standard output)")
-    parser.add_argument("--as", dest="kind", choices=("auto", "classes", "probabilities", "values"), default="auto",
-                        help="classes (labels: 0/1), probabilities, or values; auto: as the run was trained")  # fmt: skip
+    kinds = ("auto", "classes", "probabilities", "values")
+    help_kinds = "classes (labels: 0/1), probabilities, or values; auto: as the run was trained"
+    parser.add_argument("--as", dest="kind", choices=kinds, default="auto", help=help_kinds)
     parser.add_argument("--target", help="as data.target, where the file's target is elsewhere")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
     try:
@@ -82,15 +83,15 @@ def _write(output: str | None, kind: str, model: Model, found: Iterator[NDArray[
     if output and output.endswith(".npy"):
         pieces = list(answers())
         whole = np.concatenate(pieces) if pieces else np.empty((0, model.network.widths[-1]), model.dtype)
-        beside = Path(output).with_name(files.UNFINISHED + Path(output).name)
-        np.save(beside, whole, allow_pickle=False)
-        files.finish(beside, Path(output))
+        place = Path(output).with_name(files.UNFINISHED + Path(output).name)
+        np.save(place, whole, allow_pickle=False)
+        files.finish(place, Path(output))
         return
     task, n = model.shape.task, model.shape.n_outputs
     header = ["class"] if task == "classification" and kind == "classes" else list(model.shape.classes)
     header = header or (["value"] if n == 1 else [f"value_{j}" for j in range(n)])
     beside = Path(output).with_name(files.UNFINISHED + Path(output).name) if output else None
-    file = open(beside, "w", newline="", encoding="utf-8") if beside else sys.stdout
+    file = open(beside, "w", newline="", encoding="utf-8") if beside else sys.stdout  # noqa: SIM115
     try:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

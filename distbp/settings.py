@@ -1,30 +1,26 @@
-"""What a run is: every setting with its default, unit and meaning, from a TOML file and then the command line.
+"""What a run is: every setting with its default, unit and meaning.
 
-All settings are checked together before any data is read, and every wrong one is reported in the form
-``place: expected what, got value. One thing to do.`` The table below is the only list of settings: the checks,
-``--help``, ``--print-settings`` and docs/settings.md are all made from it.
-
-The command line is argparse's rather than pydantic-settings' (the design names both libraries): argparse starts in
-4 ms, and lets an unknown key be answered with the nearest known one in the same form as every other error.
+The table below is the only list of settings: the checks and their messages (options.py), ``--help``,
+``--print-settings`` and docs/settings.md are all made from it.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import json
 import re
-import sys
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 DTYPES = ("float32", "float64")
 PATH_KEYS = ("source", "target", "validation", "test")  # of [data]; may be paths, which differ between machines
+COSTS = {  # that fit a task; "auto" is the first
+    "classification": ("cross_entropy", "quadratic", "absolute", "huber"),
+    "labels": ("binary_cross_entropy", "quadratic"),
+    "regression": ("quadratic", "absolute", "huber"),
+}
 RESUMABLE = ("data.source", "data.validation", "data.test", "data.target", "data.memory", "training.epochs",
              "training.steps", "training.minutes", "training.patience", "training.model", "training.check_every",
              "checkpoint.every", "checkpoint.keep")  # fmt: skip
@@ -32,7 +28,7 @@ RESUMABLE = ("data.source", "data.validation", "data.test", "data.target", "data
 
 def key(default: Any, expected: str, meaning: str, unit: str = "", **limits: Any) -> Any:
     """A setting: its default, what is allowed (used in the error message), its meaning and its unit."""
-    extra = {"expected": expected, "unit": unit}
+    extra: dict[str, Any] = {"expected": expected, "unit": unit}
     return Field(default, description=meaning, json_schema_extra=extra, **limits)
 
 
@@ -202,10 +198,18 @@ class Descent(Section):
         "adam", "gradient_descent, momentum, nesterov, adam or adamw", "How theta moves along the mean gradient."
     )
     learning_rate: Number = key(0.001, "a number > 0", "eta.", gt=0, allow_inf_nan=False)
-    momentum: Number = key(0.9, "a number from 0 up to, not including, 1", "momentum, nesterov: decay of the velocity.", ge=0, lt=1)  # fmt: skip
-    beta1: Number = key(0.9, "a number from 0 up to, not including, 1", "adam, adamw: decay of the mean gradient.", ge=0, lt=1)  # fmt: skip
-    beta2: Number = key(0.999, "a number from 0 up to, not including, 1", "adam, adamw: decay of the mean square.", ge=0, lt=1)  # fmt: skip
-    epsilon: Number = key(1e-8, "a number > 0", "adam, adamw: added to the root of the mean square.", gt=0, allow_inf_nan=False)  # fmt: skip
+    momentum: Number = key(
+        0.9, "a number from 0 up to, not including, 1", "momentum, nesterov: decay of the velocity.", ge=0, lt=1
+    )
+    beta1: Number = key(
+        0.9, "a number from 0 up to, not including, 1", "adam, adamw: decay of the mean gradient.", ge=0, lt=1
+    )
+    beta2: Number = key(
+        0.999, "a number from 0 up to, not including, 1", "adam, adamw: decay of the mean square.", ge=0, lt=1
+    )
+    epsilon: Number = key(
+        1e-8, "a number > 0", "adam, adamw: added to the root of the mean square.", gt=0, allow_inf_nan=False
+    )
     weight_decay: Number = key(
         0.0,
         "a number >= 0",
@@ -213,7 +217,13 @@ class Descent(Section):
         ge=0,
         allow_inf_nan=False,
     )
-    clip: Number = key(0.0, "a number >= 0", "Longest mean gradient (norm of the whole vector). 0: no limit.", ge=0, allow_inf_nan=False)  # fmt: skip
+    clip: Number = key(
+        0.0,
+        "a number >= 0",
+        "Longest mean gradient (norm of the whole vector). 0: no limit.",
+        ge=0,
+        allow_inf_nan=False,
+    )
     schedule: Literal["constant", "step", "cosine"] = key(
         "constant",
         "constant, step or cosine",
@@ -229,7 +239,14 @@ class Training(Section):
 
     epochs: Count = key(30, "a whole number >= 0", "Passes over the training rows. 0: no limit.", "epochs", ge=0)
     steps: Count = key(0, "a whole number >= 0", "Steps at the most. 0: no limit.", "steps", ge=0)
-    minutes: Number = key(0.0, "a number >= 0", "Time at the most, from the start of this process. 0: no limit.", "minutes", ge=0, allow_inf_nan=False)  # fmt: skip
+    minutes: Number = key(
+        0.0,
+        "a number >= 0",
+        "Time at the most, from the start of this process. 0: no limit.",
+        "minutes",
+        ge=0,
+        allow_inf_nan=False,
+    )
     validate_every: Count = key(1, "a whole number > 0", "Between two validations.", "epochs", gt=0)
     patience: Count = key(
         0,
@@ -241,7 +258,13 @@ class Training(Section):
     model: Literal["best", "last"] = key(
         "best", "best or last", "Which parameters become the model: lowest validation cost, or the last step's."
     )
-    seed: Count = key(0, "a whole number from 0 to 2^63 - 1", "Of the initial weights, the order, the parts and dropout.", ge=0, le=2**63 - 1)  # fmt: skip
+    seed: Count = key(
+        0,
+        "a whole number from 0 to 2^63 - 1",
+        "Of the initial weights, the order, the parts and dropout.",
+        ge=0,
+        le=2**63 - 1,
+    )
     check_every: Count = key(
         100,
         "a whole number > 0",
@@ -249,7 +272,9 @@ class Training(Section):
         "steps",
         gt=0,
     )
-    blas_threads: Count = key(1, "a whole number > 0", "BLAS threads of each rank; the bits depend on it.", "threads", gt=0)  # fmt: skip
+    blas_threads: Count = key(
+        1, "a whole number > 0", "BLAS threads of each rank; the bits depend on it.", "threads", gt=0
+    )
 
 
 class Checkpoint(Section):
@@ -260,7 +285,13 @@ class Checkpoint(Section):
         'a count with steps, epochs or minutes, like "10 epochs"',
         "Between two checkpoints. One is also written at the end and when a signal asks the run to stop.",
     )
-    keep: Count = key(3, "a whole number > 0", "Newest checkpoints kept. With training.model = best, the one of the lowest validation cost is written and kept beside them.", "checkpoints", gt=0)
+    keep: Count = key(
+        3,
+        "a whole number > 0",
+        "Newest checkpoints kept. With training.model = best, that of the lowest validation cost is kept beside them.",
+        "checkpoints",
+        gt=0,
+    )
 
 
 class Settings(Section):
@@ -274,12 +305,12 @@ class Settings(Section):
 
     def to_toml(self) -> str:
         """Return the settings as TOML, every key written out, with its meaning beside it."""
-        lines = []
+        lines: list[str] = []
         for section, name, field, value in entries(self):
             if name == next(iter(type(getattr(self, section)).model_fields)):
                 lines.append(f"{chr(10) if lines else ''}[{section}]")
             unit = f" [{extra(field)['unit']}]" if extra(field)["unit"] else ""
-            lines.append(f"{name} = {_toml(value)}  # {field.description}{unit}")
+            lines.append(f"{name} = {to_toml_value(value)}  # {field.description}{unit}")
         return "\n".join(lines) + "\n"
 
     def of_state(self) -> dict[str, dict[str, Any]]:
@@ -298,21 +329,18 @@ class Settings(Section):
         ValueError
             There are more ranks than shards, or the batch cannot take as many rows from every shard.
         """
-        shards = self.data.shards
-        if shards == "auto":
-            shards = max(8, 1 << (size - 1).bit_length())
+        least = 1 << (size - 1).bit_length()
+        shards = max(8, least) if self.data.shards == "auto" else self.data.shards
         if size > shards:
             raise ValueError(
                 f"data.shards: expected at least as many shards as ranks ({size}), got {shards}. "
-                f"Start {shards} ranks or fewer, or a new run with data.shards = {1 << (size - 1).bit_length()}."
+                f"Start {shards} ranks or fewer, or a new run with data.shards = {least}."
             )
         batch = self.data.batch_size
         if batch != "all" and batch % shards:
             below, above = batch // shards * shards, -(-batch // shards) * shards
             use = f"{below} or {above}" if below else str(above)
-            raise ValueError(
-                f"data.batch_size: expected a multiple of data.shards ({shards}), got {batch}. Use {use}."
-            )
+            raise ValueError(f"data.batch_size: expected a multiple of data.shards ({shards}), got {batch}. Use {use}.")
         return self.model_copy(update={"data": self.data.model_copy(update={"shards": shards})})
 
     @property
@@ -340,193 +368,13 @@ def entries(settings: Settings) -> Iterator[tuple[str, str, FieldInfo, Any]]:
             yield section, name, field, getattr(getattr(settings, section), name)
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a settings file.
-
-    Raises
-    ------
-    ValueError
-        The file is missing or not TOML; the message names the file and the line.
-    """
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ValueError(f"{path}: expected a settings file, got {error.strerror}. Check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected TOML, got: {error}. Mend that line.") from None
-
-
-def make(table: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Make checked settings from a table of sections and from overrides named ``section.key``.
-
-    Parameters
-    ----------
-    table
-        ``{section: {key: value}}``, as read from TOML.
-    overrides
-        ``{"section.key": value}``; these win. Text is taken as TOML where it is TOML, else as it is.
-
-    Raises
-    ------
-    ValueError
-        One line for each wrong setting.
-
-    Examples
-    --------
-    >>> make({"descent": {"rule": "momentum"}}, {"network.widths": "64,32"}).network.widths
-    (64, 32)
-    """
-    problems = []
-    merged: dict[str, dict[str, Any]] = {}
-    for section, keys in (table or {}).items():
-        if section not in SECTIONS:
-            problems.append(_unknown(section, [*SECTIONS, *(f"[{s}] {k}" for s, k in known_keys() if k == section)]))
-        elif not isinstance(keys, Mapping):
-            problems.append(f"{section}: expected a section, got {keys!r}. Write [{section}] with its keys below it.")
-        else:
-            merged[section] = dict(keys)
-    for place, value in (overrides or {}).items():
-        section, _, name = place.partition(".")
-        if (section, name) not in known_keys():
-            problems.append(_unknown(place, [f"{s}.{k}" for s, k in known_keys()]))
-        else:
-            merged.setdefault(section, {})[name] = from_text(value) if isinstance(value, str) else value
-    parts = {}
-    for section, model in SECTIONS.items():
-        try:
-            parts[section] = model.model_validate(merged.get(section, {}))
-        except ValidationError as error:
-            problems.extend(_explain(section, model, error, merged[section]))
-    if not problems:
-        settings = Settings.model_validate(parts)
-        problems = list(_contradictions(settings))
-    if problems:
-        raise ValueError("\n".join(problems))
-    return settings
-
-
 def known_keys() -> list[tuple[str, str]]:
     """Return every (section, key)."""
     return [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
 
 
-def _unknown(place: str, known: Sequence[str]) -> str:
-    """Say that `place` is no setting, with the nearest name that is."""
-    short = {name.split(".")[-1]: name for name in known}
-    near = difflib.get_close_matches(place, known, 1, 0.6)
-    near = near or [short[n] for n in difflib.get_close_matches(place.split(".")[-1], list(short), 1, 0.6)]
-    action = f"Did you mean {near[0]}?" if near else "--help lists all settings."
-    return f"{place}: expected a known setting, got an unknown name. {action}"
-
-
-def _explain(section: str, model: type[Section], error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
-    """Turn pydantic's report into one line a key."""
-    for name in dict.fromkeys(str(item["loc"][0]) for item in error.errors()):
-        if name not in model.model_fields:
-            yield _unknown(f"{section}.{name}", [f"{section}.{k}" for k in model.model_fields])
-        else:
-            expected = extra(model.model_fields[name])["expected"]
-            yield f"{section}.{name}: expected {expected}, got {given[name]!r}. Set {name} under [{section}]."
-
-
-def _contradictions(settings: Settings) -> Iterator[str]:
-    """Yield what is wrong between settings that are each right alone."""
-    network, training, data = settings.network, settings.training, settings.data
-    for cost, output in (("cross_entropy", "softmax"), ("binary_cross_entropy", "sigmoid")):
-        if network.cost == cost and network.output not in ("auto", output):
-            yield f"network.output: expected {output} with network.cost = {cost}, got {network.output}. Leave it auto."
-    for task, fits in (("labels", ("auto", "binary_cross_entropy", "quadratic")), ("classification", None),
-                       ("regression", ("auto", "quadratic", "absolute", "huber"))):  # fmt: skip
-        if fits and data.task == task and network.cost not in fits:
-            yield (
-                f"network.cost: expected {', '.join(fits[:-1])} or {fits[-1]} with data.task = {task}, "
-                f"got {network.cost}. Leave it auto."
-            )
-    if not (training.epochs or training.steps or training.minutes):
-        yield "training.epochs: expected an end of the run, got no limit at all. Set training.epochs, steps or minutes."
-    if settings.descent.schedule == "cosine" and not (training.epochs or training.steps):
-        yield "descent.schedule: expected training.epochs or training.steps with cosine, got neither. Set one."
-    fractions = [part for part in (data.validation, data.test) if isinstance(part, float)]
-    if sum(fractions) >= 1:
-        yield f"data.test: expected fractions that leave rows to train on, got {fractions}. Make them smaller."
-    if training.patience and data.validation == 0:
-        yield "training.patience: expected a validation part to watch, got data.validation = 0. Set data.validation."
-    if data.shards != "auto" and data.batch_size != "all" and data.batch_size % data.shards:
-        try:
-            settings.with_shards(1)
-        except ValueError as error:
-            yield str(error)
-
-
-def from_text(text: str) -> Any:
-    """Return what `text` means as a TOML value, else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _toml(value: Any) -> str:
+def to_toml_value(value: Any) -> str:
+    """Return a setting's value as TOML writes it."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with its errors in our form, and without abbreviations."""
-
-    def __init__(self, prog: str, description: str, **options: Any) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
-        self.add_argument("--debug", action="store_true", help="show a traceback with an error")
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the error instead of leaving: the caller decides which rank says it."""
-        raise ValueError(f"command line: {message}. See --help.")
-
-    def add_settings(self) -> None:
-        """Add one ``--section.key VALUE`` for every setting."""
-        for section, model in SECTIONS.items():
-            group = self.add_argument_group(f"[{section}]", (model.__doc__ or "").partition(": ")[2])
-            for name, field in model.model_fields.items():
-                unit = f", in {extra(field)['unit']}" if extra(field)["unit"] else ""
-                text = f"{field.description} Default: {_toml(field.default)}{unit}.".replace("%", "%%")
-                group.add_argument(f"--{section}.{name}", metavar="VALUE", help=text, default=argparse.SUPPRESS)
-
-    def read(self, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
-        """Return the plain options, and the settings given as ``{"section.key": text}``.
-
-        Raises
-        ------
-        ValueError
-            An unknown option, with the nearest known name.
-        """
-        given, rest = self.parse_known_args(arguments)
-        options = [option for action in self._actions for option in action.option_strings]
-        for word in rest:
-            if word.startswith("--"):
-                name = word[2:].partition("=")[0]
-                raise ValueError(_unknown(name, [option[2:] for option in options if option.startswith("--")]))
-            raise ValueError(f"command line: expected options, got {word!r}. See --help.")
-        values = vars(given)
-        return given, {name: values[name] for name in list(values) if "." in name}
-
-
-def reference() -> str:
-    """Return docs/settings.md."""
-    lines = ["# Settings", "", "Made by `python -m distbp.settings > docs/settings.md`; a test compares the two.", "",
-             "Set them in a TOML file, `[section]` and `key = value`, or on the command line, `--section.key VALUE`;",
-             "the command line wins.", ""]  # fmt: skip
-    for section, model in SECTIONS.items():
-        lines += [f"## [{section}]", "", "| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-        for name, field in model.model_fields.items():
-            unit = f" ({extra(field)['unit']})" if extra(field)["unit"] else ""
-            lines.append(
-                f"| `{name}` | `{_toml(field.default)}`{unit} | {extra(field)['expected']} | {field.description} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(reference())

@@ -27,11 +27,13 @@ def train_command(arguments: Sequence[str]) -> int:
     """Read the command line, train, and tell what came of it."""
     import argparse
 
+    from distbp.options import make, read_toml
     from distbp.parallel.world import AgreedValueError
-    from distbp.settings import Parser, make, read_toml
 
     with StopFlag() as stop:
-        parser = Parser("python -m distbp.train", DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = command.Parser(
+            "python -m distbp.train", DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         parser.add_argument("settings", nargs="?", metavar="SETTINGS.toml", help="settings file; the options below win")
         parser.add_argument("--name", help="name of the run's folder (default: the source and the time)")
         parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
@@ -42,7 +44,9 @@ def train_command(arguments: Sequence[str]) -> int:
         try:
             given, overrides = parser.read(arguments)
             if given.resume and (given.settings or given.name):
-                raise ValueError("--resume: expected no settings file and no --name beside it, got both. Leave them out.")
+                raise ValueError(
+                    "--resume: expected no settings file and no --name beside it, got both. Leave them out."
+                )
             if given.print_settings:
                 sys.stdout.write(make(read_toml(given.settings) if given.settings else None, overrides).to_toml())
                 return command.DONE

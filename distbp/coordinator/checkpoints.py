@@ -1,8 +1,8 @@
 """Checkpoints of a run: written by a thread while training goes on, the last few and the best kept.
 
-Training stops for the copy of the state, and no longer unless the disk cannot keep up: copies that wait to be written are
-held up to a bound, then `save` waits. A best checkpoint that has not been written when a better one comes is
-dropped. A failed write is kept until `failure` is asked for it: the loop stops all ranks together.
+Training stops for the copy of the state, and no longer unless the disk cannot keep up: copies that wait to be written
+are held up to a bound, then `save` waits. A best checkpoint that has not been written when a better one comes is
+dropped. A failed write is kept in `failure` until the loop asks for it and stops all ranks together.
 """
 
 from __future__ import annotations

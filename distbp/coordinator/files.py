@@ -1,7 +1,7 @@
 """Checkpoint and model files: safetensors with one line of JSON, complete or absent, verified at load.
 
-A file is written beside its place, flushed to disk, renamed, and its folder flushed. All that is not an array is one JSON
-text under the metadata key ``distbp`` (one key, since safetensors keeps several in no fixed order); it holds the
+A file is written beside its place, flushed to disk, renamed, and its folder flushed. All that is not an array is one
+JSON text under the metadata key ``distbp`` (one key, since safetensors keeps several in no fixed order); it holds the
 format's number and a SHA-256 over itself and every array, so any damage is found. docs/files.md has the format.
 """
 
@@ -35,7 +35,7 @@ def digest(tensors: Mapping[str, Array], about: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        sha.update(array)
+        sha.update(array.data)
     return sha.hexdigest()
 
 

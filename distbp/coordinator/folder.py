@@ -52,7 +52,9 @@ class RunFolder:
             path.mkdir()
             (path / "checkpoints").mkdir()
         except OSError as error:
-            raise ValueError(f"{path}: expected to make a folder for the run, got: {error.strerror}. Choose --runs elsewhere.") from None  # fmt: skip
+            raise ValueError(
+                f"{path}: expected to make a folder for the run, got: {error.strerror}. Choose --runs elsewhere."
+            ) from None
         return cls(path)._locked()
 
     @classmethod
@@ -65,7 +67,9 @@ class RunFolder:
             It is no run's folder, or another process trains into it.
         """
         if not (path / "settings.toml").is_file():
-            raise ValueError(f"{path}: expected the folder of a run, got none with a settings.toml. Check --resume and --runs.")  # fmt: skip
+            raise ValueError(
+                f"{path}: expected the folder of a run, got none with a settings.toml. Check --resume and --runs."
+            )
         folder = cls(path)._locked()
         with contextlib.suppress(OSError):
             folder.checkpoints.mkdir(exist_ok=True)
@@ -87,7 +91,10 @@ class RunFolder:
                 "Wait for it or stop it, or choose another --name."
             ) from None
         except OSError as error:
-            raise ValueError(f"{self.path}: expected a folder to write to, got: {error.strerror}. Check its permissions and the disk.") from None  # fmt: skip
+            raise ValueError(
+                f"{self.path}: expected a folder to write to, got: {error.strerror}. "
+                "Check its permissions and the disk."
+            ) from None
         with contextlib.suppress(OSError):
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
@@ -111,7 +118,7 @@ class RunFolder:
                 if json.loads(line)["step"] <= step:
                     lines.append(line + "\n")
         files.write_text(path, "".join(lines))
-        self._journal = open(path, "a", encoding="utf-8")
+        self._journal = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed with the folder
 
     def journal(self, entry: dict[str, Any]) -> None:
         """Append one line."""

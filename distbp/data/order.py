@@ -11,6 +11,8 @@ J. Black, P. Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, sect
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,10 +35,11 @@ def permuted(of_key: int, positions: Rows, n: int) -> Rows:
     bits = max(2, (n - 1).bit_length())
     low_bits = bits // 2
     widths = (low_bits, bits - low_bits)  # of the half that changes in even and in odd rounds
-    word, size = (np.uint32, 32) if bits <= 32 else (np.uint64, 64)
+    word: Any = np.uint32 if bits <= 32 else np.uint64
+    size = 8 * np.dtype(word).itemsize
     round_keys = [word(keys.key(of_key, r) >> (64 - size)) for r in range(ROUNDS)]
     multiplier = word(0x94D049BB133111EB & ((1 << size) - 1))
-    result = positions.astype(word)
+    result: NDArray[Any] = positions.astype(word)
     outside = np.arange(result.size)
     x = result
     while outside.size:

@@ -1,7 +1,8 @@
 """The rows of one part that a rank holds, ready for the network: scaled, in its dtype, decoded or where they lie.
 
-Rows that fit in `data.memory` (and those of a format that can only be read from its beginning) are kept decoded; others are
-read from the source batch by batch. Both go through the same element-wise arithmetic, so they give the same bits.
+Rows that fit in `data.memory` (and those of a format that can only be read from its beginning) are kept decoded;
+others are read from the source batch by batch. Both go through the same element-wise arithmetic, so they give the
+same bits.
 """
 
 from __future__ import annotations

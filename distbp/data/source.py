@@ -177,7 +177,9 @@ def first_bytes(path: str) -> bytes:
     except FileNotFoundError:
         raise ValueError(f"{path}: expected {KNOWN}, got no file of that name. Check the path.") from None
     except OSError as error:
-        raise ValueError(f"{path}: expected a readable file, got {error.strerror}. Check its path and rights.") from None
+        raise ValueError(
+            f"{path}: expected a readable file, got {error.strerror}. Check its path and rights."
+        ) from None
     if not head:
         raise ValueError(f"{path}: expected rows, got an empty file. Write it again.")
     return head

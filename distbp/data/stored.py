@@ -17,8 +17,8 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import IO, Any, Protocol
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -30,6 +30,16 @@ PIECE = 1 << 22  # bytes decompressed at a time
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, ValueError, RuntimeError,
           IndexError, OverflowError)  # fmt: skip
 Shape = tuple[int, ...]
+
+
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """Return up to `size` bytes."""
+
+    def tell(self) -> int:
+        """Return how many bytes have been read."""
 
 
 class Stored(Protocol):
@@ -92,7 +102,7 @@ class Streamed:
         self,
         label: str,
         header: tuple[Shape, bool, np.dtype[Any]],
-        begin: Callable[[], AbstractContextManager[IO[bytes]]],
+        begin: Callable[[], AbstractContextManager[Readable]],
         skip: int,
         what: str,
     ) -> None:
@@ -135,7 +145,7 @@ class Streamed:
             yield start, piece.reshape(-1)
 
 
-def _exactly(stream: IO[bytes], n: int) -> bytes:
+def _exactly(stream: Readable, n: int) -> bytes:
     parts = []
     while n > 0:
         part = stream.read(n)
@@ -187,21 +197,18 @@ def npz(path: str, name: str, entry: zipfile.ZipInfo) -> Stored:
     label = f"{path}, array {name}"
 
     @contextmanager
-    def begin() -> Iterator[IO[bytes]]:
-        with zipfile.ZipFile(path) as archive, archive.open(entry) as stream:
+    def begin() -> Iterator[Readable]:
+        with ExitStack() as stack:
+            try:
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                stream = stack.enter_context(archive.open(entry))
+            except DAMAGE:
+                raise damaged(label, ".npz file") from None
             yield stream
 
-    # What raises inside this block raises ValueErrors of its own making too, so that they must not be taken for damage.
-    opened = begin()
-    try:
-        stream = opened.__enter__()
-    except DAMAGE:
-        raise damaged(label, ".npz file") from None
-    try:
+    with begin() as stream:
         header = _npy_header(stream, label)
         skip = stream.tell()
-    finally:
-        opened.__exit__(None, None, None)
     if _bytes_of(header) > entry.file_size - skip:
         raise _cut_off(label, skip + _bytes_of(header), entry.file_size)
     if entry.compress_type != zipfile.ZIP_STORED:
@@ -223,9 +230,10 @@ def idx(path: str) -> Stored:
     ValueError
         It is missing, damaged, cut off, or no IDX file.
     """
+    first_bytes(path)
     zipped = is_gzip(path)
 
-    def begin() -> AbstractContextManager[IO[bytes]]:
+    def begin() -> AbstractContextManager[Readable]:
         return gzip.open(path, "rb") if zipped else open(path, "rb")
 
     try:
@@ -249,7 +257,7 @@ def idx(path: str) -> Stored:
     return _mapped(path, path, header, skip, os.path.getsize(path))
 
 
-def _npy_header(stream: IO[bytes], label: str) -> tuple[Shape, bool, np.dtype[Any]]:
+def _npy_header(stream: Readable, label: str) -> tuple[Shape, bool, np.dtype[Any]]:
     """Read a .npy header: the shape, whether in Fortran order, and the dtype."""
     try:
         with warnings.catch_warnings():
@@ -263,8 +271,8 @@ def _npy_header(stream: IO[bytes], label: str) -> tuple[Shape, bool, np.dtype[An
         raise damaged(label, ".npy header") from None
     if dtype.hasobject:
         raise ValueError(
-            f"{label}: expected plain numbers, got pickled Python objects (dtype {dtype}). Pickled data is never loaded; "
-            "save plain numbers, as with numpy.asarray(x, float)."
+            f"{label}: expected plain numbers, got pickled Python objects (dtype {dtype}). "
+            "Pickled data is never loaded; save plain numbers, as with numpy.asarray(x, float)."
         )
     return shape, fortran, dtype
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ def name_of(value: Value) -> str:
     """Return the name of a class."""
     if isinstance(value, str):
         return value
-    return str(int(value)) if math.isfinite(value) and value == int(value) else repr(value)
+    return str(int(value)) if isinstance(value, int) or value.is_integer() else repr(value)
 
 
 class Classes:
@@ -135,7 +136,7 @@ class Distinct:
             assert as_number is not None
             numbers.setdefault(as_number, at)
         for value, at in numbers.items():
-            if not chosen and name_of(value) == repr(float(value)):
+            if not chosen and isinstance(value, float) and not value.is_integer():
                 raise ValueError(
                     f"{self._place(at)}: expected a whole number as class, since network.cost is cross_entropy, "
                     f'got {value!r}. Set data.task = "classification" if it is one, else leave network.cost auto.'
@@ -143,11 +144,11 @@ class Distinct:
         return tuple(name_of(value) for value in sorted(numbers))
 
 
-def decide(setting: str, cost: str, like: Shape | None, by_type: Task) -> Task:
+def decide(setting: Task | Literal["auto"], cost: str, like: Shape | None, by_type: Task) -> Task:
     """Return the task: of `like`, else as set, else as the cost says, else as the target's type does."""
     if like is not None:
         return like.task
-    if setting == "classification" or setting == "regression" or setting == "labels":
+    if setting != "auto":
         return setting
     if cost == "binary_cross_entropy":
         return "labels"

@@ -1,6 +1,6 @@
 """The descent step, equation (7): theta moves along the mean gradient, in place, piece by piece.
 
-g is the mean gradient (after `mean_gradient`, clipping and weight decay), eta the learning rate, t = 1, 2, ... the step.
+g is the mean gradient (after `mean_gradient`, clipping and weight decay), eta the learning rate, t = 1, 2, ...
 
     gradient_descent   theta -= eta g
     momentum           v = mu v + g;  theta -= eta v
@@ -15,8 +15,8 @@ them; element-wise arithmetic gives the same bits for any piece.
 
 References
 ----------
-B. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964 (momentum). I. Sutskever et al., "On the
-importance of initialization and momentum in deep learning", ICML 2013 (nesterov, in the form that adds to g).
+B. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964 (momentum). I. Sutskever et al.,
+"On the importance of initialization and momentum in deep learning", ICML 2013 (nesterov, in the form that adds to g).
 D. Kingma, J. Ba, "Adam", ICLR 2015, algorithm 1. I. Loshchilov, F. Hutter, "Decoupled weight decay
 regularization", ICLR 2019, algorithm 2 (adamw). R. Pascanu et al., "On the difficulty of training recurrent neural
 networks", ICML 2013, algorithm 1 (clipping).

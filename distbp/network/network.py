@@ -9,8 +9,8 @@
 Shapes: x, z[l], a[l], delta[l] are (k, rows, n_l): k shards with the same number of rows each; grad_W[l] is
 (k, n_l, n_{l-1}) and grad_b[l] (k, n_l), a sum over the rows of each shard, never a mean. W[l] is (n_l, n_{l-1}).
 
-Stacked ``numpy.matmul`` makes one BLAS call a shard, always of the shape that this shard has alone, so a shard's bits do
-not depend on how many shards are computed together. For the same reason sums over rows are products with a vector
+Stacked ``numpy.matmul`` makes one BLAS call a shard, always of the shape that this shard has alone, so a shard's bits
+do not depend on how many shards are computed together. For the same reason sums over rows are products with a vector
 of ones: ``numpy.sum`` may walk a stack of one in another order than a stack of two.
 """
 
@@ -77,7 +77,8 @@ class Network:
         self.n_layers = len(activations)  # L
         if self.cost.fused and self.cost.fused != activations[-1]:
             raise ValueError(
-                f"activations: expected {self.cost.fused} last with {cost_name}, got {activations[-1]}. Use the two together."
+                f"activations: expected {self.cost.fused} last with {cost_name}, got {activations[-1]}. "
+                "Use the two together."
             )
 
     def description(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def check_replicas(world: World, vectors: Iterable[NDArray[Any]], step: int) -> 
         return
     digest = hashlib.sha256()
     for vector in vectors:
-        digest.update(vector)
+        digest.update(vector.data)
     digests = world.exchange(digest.hexdigest())
     counts = Counter(digests)
     if len(counts) == 1:

@@ -1,10 +1,10 @@
 """The fixed tree: the sum over shards has the same bits, whoever holds them and however the bytes travel.
 
-A node covers the shards from `start` up to `stop`; its value is left child + right child, where the left child covers the
-largest power of two of shards that is smaller than the node. (This is node (k, i) of the binary tree over shard numbers,
-neighbours first; a node whose right half would be empty is its left child.) A rank adds up the complete nodes inside
-its range of shards, and only those travel; then everybody adds the nodes in the tree's order. MPI moves bytes and
-never adds.
+A node covers the shards from `start` up to `stop`; its value is left child + right child, where the left child covers
+the largest power of two of shards that is smaller than the node. (This is node (k, i) of the binary tree over shard
+numbers, neighbours first; a node whose right half would be empty is its left child.) A rank adds up the complete
+nodes inside its range of shards, and only those travel; then everybody adds the nodes in the tree's order. MPI moves
+bytes and never adds.
 
 A message is one row of bytes: the tallies (float64: cost, rows, flags), then a vector laid out like theta.
 
@@ -87,7 +87,8 @@ def fold_shards(values: Array, add: Callable[[Array, Array], Array] = np.add) ->
     """Return the sum over the first axis, one value a shard, in the tree's order. **Local.** Overwrites `values`."""
     for i, j in shard_additions(len(values)):
         values[i] = add(values[i], values[j])
-    return values[0]
+    first: Array = values[0]
+    return first
 
 
 class Rows:

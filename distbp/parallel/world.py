@@ -1,7 +1,7 @@
 """The world: which ranks there are, and the few ways in which they talk beside the tree sum.
 
-One process needs no MPI: mpi4py is imported only where a launcher's variables say that this is one of several processes,
-or where the user's program has imported it already. Nothing is pickled: messages are numbers, or JSON text.
+One process needs no MPI: mpi4py is imported only where a launcher's variables say that this is one of several
+processes, or where the user's program has imported it already. Nothing is pickled: messages are numbers, or JSON text.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class World:
                 self.comm.Bcast(flat[start : start + (1 << 30)], 0)
 
     def gather_shards(self, own: Array, n_shards: int) -> Array:
-        """Return the float64 values of every shard, (V, ...), from those of each rank's shards, (k, ...). **Collective.**"""
+        """Return the float64 values of every shard, (V, ...), from each rank's own, (k, ...). **Collective.**"""
         if not self.comm:
             return own
         of_all = np.empty((n_shards, *own.shape[1:]))
@@ -174,7 +174,9 @@ class World:
             if not self.comm or self.size == 1:
                 raise
             with contextlib.suppress(OSError):
-                print(f"distbp: rank {self.rank} of {self.size} failed: {error_text(error)}", file=sys.stderr, flush=True)
+                print(
+                    f"distbp: rank {self.rank} of {self.size} failed: {error_text(error)}", file=sys.stderr, flush=True
+                )
                 if os.environ.get("DISTBP_DEBUG"):
                     sys.excepthook(type(error), error, error.__traceback__)
             self.comm.Abort(1)
@@ -187,8 +189,10 @@ class World:
         if self.comm:
             from mpi4py import MPI
 
-            words = MPI.Get_library_version().replace("\x00", "").split()
-            library = " ".join(words[:3]).replace(" Version:", "").rstrip(",") if words[0] == "MPICH" else " ".join(words[:3]).rstrip(",")  # fmt: skip
+            words = (
+                MPI.Get_library_version().replace("\x00", "").split()[:3]
+            )  # "MPICH Version: 5.0" or "Open MPI v5.0,"
+            library = " ".join(word for word in words if word != "Version:").rstrip(",")
         return {"ranks": self.size, "hosts": list(dict.fromkeys(hosts)), "mpi": library}
 
 
@@ -202,6 +206,7 @@ def error_text(error: BaseException | None) -> str:
     if error is None:
         return ""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'system'}: expected to be able to use it, got: {error.strerror}. Check the path and the disk."
+        place = error.filename or "system"
+        return f"{place}: expected to be able to use it, got: {error.strerror}. Check the path and the disk."
     plain = type(error) in (ValueError, RuntimeError, AgreedValueError, AgreedRuntimeError)
     return str(error) if plain else f"{type(error).__name__}: {error}"

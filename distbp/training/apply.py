@@ -1,4 +1,4 @@
-"""What a trained network is used for: evaluating a run on data, predicting rows; the same bits on any number of ranks."""
+"""Using a trained network: evaluating a run on data, predicting rows; the same bits on any number of ranks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from distbp.coordinator.checkpoints import listed
 from distbp.data.part import Kept, Part, check_finite
 from distbp.data.shards import bounds, shares
 from distbp.data.source import Source, open_source
+from distbp.options import make, read_toml
 from distbp.parallel.world import World, open_world, shards_of
-from distbp.settings import Data, Settings, make, read_toml
+from distbp.settings import Data, Settings
 from distbp.training.evaluation import Evaluation, Evaluator, block_rows
 from distbp.training.model import Model
 from distbp.training.run import run_path
@@ -101,9 +102,13 @@ def _parts(
     """Return this rank's rows of what is to be evaluated, with the model's scaling."""
     keys = settings.data
     if data is None:
-        stored = path.parent / "settings.toml" if path.name == "model.safetensors" else path.parent.parent / "settings.toml"
+        stored = (
+            path.parent / "settings.toml" if path.name == "model.safetensors" else path.parent.parent / "settings.toml"
+        )
         if not stored.is_file():
-            raise ValueError(f"{path}: expected it in its run's folder, got no {stored}. Say what to evaluate with --data.")
+            raise ValueError(
+                f"{path}: expected it in its run's folder, got no {stored}. Say what to evaluate with --data."
+            )
         keys = make(read_toml(stored)).data
     if target is not None:
         keys = keys.model_copy(update={"target": target})
@@ -133,7 +138,7 @@ def _parts(
 
 
 def outputs(model: Model, settings: Settings, path: str, world: World, target: str | int | None) -> Iterator[Array]:
-    """Yield the network's outputs for the rows of a file, in order, on rank 0; nothing on the others. **Collective.**"""
+    """Yield the outputs for a file's rows, in order, on rank 0; nothing on the others. **Collective.**"""
     with world.together():
         data: Data = settings.data
         if target is not None:

@@ -1,7 +1,7 @@
 """Costs and metrics of a part: sums over its rows with a count, divided once; exact on any number of ranks.
 
-Rows are taken in file order in blocks of a fixed shape, each shard's blocks added in order and the shards by the tree. No
-row is padded into a sum or counted twice.
+Rows are taken in file order in blocks of a fixed shape, each shard's blocks added in order and the shards by the
+tree. No row is padded into a sum or counted twice.
 
     accuracy   share of rows whose largest output is their class (labels: share of labels on the right side of 1/2)
     rmse, mae  over all rows and outputs, in the targets' own units
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distbp.data.part import Part
 from distbp.data import scaling
+from distbp.data.part import Part
 from distbp.data.scaling import Scaling
 from distbp.data.source import Shape
 from distbp.network.network import Network, Pass

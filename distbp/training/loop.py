@@ -1,9 +1,9 @@
 """The loop: steps, validations, checkpoints and the end of a run, decided once for all ranks.
 
-A run's position is one number, the step. At the top of the loop stands the state after `step` steps: first the epoch that ends
-here is closed (journal, validation), then a checkpoint is taken if one is due, then the run ends or takes the next step.
-What only rank 0 can know (the clock, the disk) and what each rank may be told (signals) rides as flags in each step's
-message, so all ranks decide alike.
+A run's position is one number, the step. At the top of the loop stands the state after `step` steps: first the epoch
+that ends here is closed (journal, validation), then a checkpoint is taken if one is due, then the run ends or takes
+the next step. What only rank 0 can know (the clock, the disk) and what each rank may be told (signals) rides as flags
+in each step's message, so all ranks decide alike.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Loop:
         self._epoch_started = time.monotonic()
 
     def run(self) -> str:
-        """Train to the end; return why it ended: epochs, steps, time limit, early stopping, or signal. **Collective.**"""
+        """Train to the end; return why: epochs, steps, time limit, early stopping or signal. **Collective.**"""
         state, descent, watch_best = self.state, self.settings.descent, self.settings.training.model == "best"
         stop = end = False
         save = self.saved == state.step and self.validation_due("")  # it was left in the middle of a validation
@@ -252,8 +252,8 @@ class Loop:
             "validation": {"cost": evaluation.mean_cost, **evaluation.metrics} if evaluation else None,
             "rows_per_s": round(state.epoch_rows / passed, 1),
             "seconds": round(passed, 4),
-            "compute_s": {"median": round(float(np.median(seconds)), 4), "slowest": round(seconds[slowest], 4), "rank": slowest},
-            "time": round(time.time(), 3),
+            "compute_s": {"median": round(float(np.median(seconds)), 4), "slowest": round(seconds[slowest], 4),
+            "rank": slowest}, "time": round(time.time(), 3),
         }  # fmt: skip
         text = f"epoch {state.step // self.per_epoch:>3}  step {state.step:,}  cost {entry['cost']:.4g}"
         if evaluation:

@@ -1,7 +1,7 @@
 """A trained network with all that predicting needs: theta, scaling, the names of features and classes.
 
-A row's prediction is computed in a block of a fixed shape, in which its place depends on its number alone, so it has the
-same bits on any number of ranks and, at the same row number, in any file.
+A row's prediction is computed in a block of a fixed shape, in which its place depends on its number alone, so it has
+the same bits on any number of ranks and, at the same row number, in any file.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Model:
     def answers(self, a: Array) -> Array:
         """Return answers for outputs a[L]: class names (str), labels as 0/1, or the values themselves."""
         if self.shape.task == "classification":
-            return np.array(self.shape.classes)[a.argmax(axis=-1)]
+            names: Array = np.array(self.shape.classes)
+            return names[a.argmax(axis=-1)]  # type: ignore[no-any-return]
         return (a > 0.5).astype(np.int64) if self.shape.task == "labels" else a
 
     def tensors(self) -> dict[str, Array]:

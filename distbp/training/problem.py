@@ -1,7 +1,7 @@
 """What is trained on what: from checked settings to this rank's rows, the scaling and the network.
 
-Everything that depends on data is settled here, once, and agreed on by all ranks: a file that one rank alone cannot read,
-or a bad value in one rank's rows, is the same error on all of them.
+Everything that depends on data is settled here, once, and agreed on by all ranks: a file that one rank alone cannot
+read, or a bad value in one rank's rows, is the same error on all of them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from distbp.data.part import Kept, Part, shard_statistics
 from distbp.data.shards import Batches, Share, shares
 from distbp.data.source import Shape, Source, open_source
 from distbp.network.network import Network
+from distbp.options import misfit
 from distbp.parallel.tree import fold_shards
 from distbp.parallel.world import World, shards_of
-from distbp.settings import Settings
+from distbp.settings import COSTS, Settings
 
 HE = ("relu", "leaky_relu", "gelu")
 
@@ -64,19 +65,10 @@ def make_network(settings: Settings, shape: Shape) -> Network:
         The cost does not fit the task.
     """
     wanted = settings.network
-    by_task = {"classification": "cross_entropy", "labels": "binary_cross_entropy", "regression": "quadratic"}
-    cost = by_task[shape.task] if wanted.cost == "auto" else wanted.cost
-    fits = {
-        "classification": ("cross_entropy", "quadratic", "absolute", "huber"),
-        "labels": ("binary_cross_entropy", "quadratic"),
-        "regression": ("quadratic", "absolute", "huber"),
-    }[shape.task]
-    if cost not in fits:
-        raise ValueError(
-            f"network.cost: expected {', '.join(fits[:-1])} or {fits[-1]} for {shape.task}, got {cost}. "
-            "Set network.cost, or data.task if the target is something else."
-        )
-    output = wanted.output
+    for wrong in misfit(wanted.cost, shape.task):
+        raise ValueError(wrong)
+    cost = COSTS[shape.task][0] if wanted.cost == "auto" else wanted.cost
+    output: str = wanted.output
     if output == "auto":
         output = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(
             cost, "identity" if shape.task == "regression" else "sigmoid"

@@ -21,8 +21,9 @@ from distbp.coordinator.folder import RunFolder, refuse_existing
 from distbp.coordinator.progress import Progress
 from distbp.descent.rules import Rule
 from distbp.network.initial import initial_theta
+from distbp.options import make, read_toml
 from distbp.parallel.world import AgreedRuntimeError, World, open_world
-from distbp.settings import RESUMABLE, Settings, make, read_toml
+from distbp.settings import RESUMABLE, Settings
 from distbp.training.evaluation import Evaluation, Evaluator
 from distbp.training.loop import Coordinator, Loop, State
 from distbp.training.model import Model
@@ -106,7 +107,9 @@ def train(
         stack.callback(progress.stop)
         with world.together():
             if settings and resume:
-                raise ValueError("resume: expected no settings beside it, got both. A run's settings are in its folder.")
+                raise ValueError(
+                    "resume: expected no settings beside it, got both. A run's settings are in its folder."
+                )
             path, settings = _settle(settings, name, Path(runs), resume, overrides, world.size)
         path = Path(world.from_rank_0(str(path)))  # the clocks of two ranks may give two names
         stack.enter_context(threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"))
@@ -115,7 +118,13 @@ def train(
             with world.together():
                 folder = RunFolder.open(path) if world.rank == 0 else None
             stack.enter_context(folder or contextlib.nullcontext())
-        session = {"start": round(started, 3), **world.describe(), **environment(), "end": None, "exit": None}
+        session: dict[str, Any] = {
+            "start": round(started, 3),
+            **world.describe(),
+            **environment(),
+            "end": None,
+            "exit": None,
+        }
         _greet(world, session, settings, progress)
         problem = load(settings, world, progress.say)
         if not resume:
@@ -129,7 +138,8 @@ def train(
         except BaseException as error:
             if folder:
                 with contextlib.suppress(OSError):
-                    folder.write_run({**session, "end": round(time.time(), 3), "exit": f"{type(error).__name__}: {error}"})  # fmt: skip
+                    session |= {"end": round(time.time(), 3), "exit": f"{type(error).__name__}: {error}"}
+                    folder.write_run(session)
             raise
         with world.together():
             if folder:
@@ -175,7 +185,7 @@ class _Run:
         return {**self.model.tensors(), **{f"rule_{name}": array for name, array in self.rule.state.items()}}
 
     def restore(self, resume: bool, session: dict[str, Any]) -> None:
-        """Write or read what the folder holds at a start; bring all ranks to the newest good checkpoint. **Collective.**"""
+        """Bring all ranks to the newest good checkpoint, and the folder's texts up to date. **Collective.**"""
         loaded: Loaded | None = None
         with self.world.together():
             if self.folder and resume:
@@ -183,7 +193,9 @@ class _Run:
                 before = (self.folder.sessions() or [{}])[-1]
                 changed = differences(session, before)
                 if changed:
-                    self.progress.say(f"note: not as before: {', '.join(changed)}; bits may differ from an unbroken run's.")
+                    self.progress.say(
+                        f"note: not as before: {', '.join(changed)}; bits may differ from an unbroken run's."
+                    )
         about = self.world.from_rank_0(loaded[2] if loaded else None)
         if about:
             if about["fingerprint"] != self.problem.fingerprint:
@@ -222,7 +234,8 @@ class _Run:
     def to_the_end(self) -> Result:
         """Run the loop, then evaluate and write the model. **Collective.**"""
         settings, problem = self.settings, self.problem
-        stepper = Stepper(self.world, problem.network, self.rule, self.theta, problem.training, problem.batches, settings.training.seed)  # fmt: skip
+        seed = settings.training.seed
+        stepper = Stepper(self.world, problem.network, self.rule, self.theta, problem.training, problem.batches, seed)
         loop = Loop(
             self.world, settings, problem, stepper, self.evaluator, self.coordinator, self.state, self.tensors(),
             self.about, self.stop, self.saved,

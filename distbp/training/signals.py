@@ -32,7 +32,9 @@ class StopFlag:
             self._before = [signal.signal(number, self._note) for number in ASKS_TO_STOP]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, before in zip(ASKS_TO_STOP, self._before, strict=False):
             signal.signal(number, before)  # type: ignore[arg-type]
         self._before = []

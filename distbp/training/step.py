@@ -95,9 +95,9 @@ class Stepper:
         return Totals(cost, rows, norm, stop > 0, save > 0, end > 0, failed > 0)
 
     def partial(self, start: int, stop: int, tallies: Array, vectors: Array) -> None:
-        """Write the sums of the own shards `start` ... `stop` - 1: gradients into `vectors`, cost and rows into `tallies`.
+        """Write the sums of the own shards `start` ... `stop` - 1, one row each. **Local.**
 
-        **Local.** Shapes: tallies (k, N_TALLIES), vectors (k, n_parameters).
+        Gradients go into `vectors`, (k, n_parameters), cost and rows into `tallies`, (k, N_TALLIES).
         """
         started = time.perf_counter()
         k, rows = stop - start, self.batches.shape(self.step)

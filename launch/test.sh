@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Pass the tests: sets up .venv on the first call, then runs every test and measures line coverage over all of them.
+#
+#   launch/test.sh                  unit and system tests, then the MPI tests on 1, 2, 3 and 4 ranks
+#   launch/test.sh unit|system|mpi  one of the three (no coverage bound)
+#   launch/test.sh --oracle         first install torch (CPU), so that the oracle tests run too
+#
+# Further arguments go to pytest: launch/test.sh unit -k order
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+case ${1:-} in -h | --help) sed -n '2,8p' "$0"; exit 0 ;; esac
+set_up "$mpi,plot,test"
+if [ "${1:-}" = --oracle ]; then
+  shift
+  "$venv/bin/python" -c 'import torch' 2>/dev/null || "$venv/bin/python" -m pip install --quiet "${DISTBP_TORCH:-torch==2.13.0}"
+fi
+what=all
+case ${1:-} in unit | system | mpi) what=$1; shift ;; esac
+
+cd "$root"
+export PATH="$venv/bin:$PATH" COVERAGE_FILE=$root/.coverage
+rm -f .coverage .coverage.*
+failed=0
+
+report() { # title, command: run it under its title and note a failure
+  printf '\n===== %s\n' "$1"
+  shift
+  "$@" || { failed=1; echo "FAILED: $*" >&2; }
+}
+
+for folder in unit system; do
+  case $what in all | "$folder") report "$folder tests" coverage run -m pytest "tests/$folder" "$@" ;; esac
+done
+case $what in all | mpi)
+  for ranks in 1 2 3 4; do
+    mpirun_of "$ranks"
+    report "MPI tests on $ranks rank(s)" timeout 600 "${mpirun[@]}" coverage run -m pytest --with-mpi -p no:cacheprovider tests/mpi "$@"
+  done
+  ;;
+esac
+if [ $what = all ] && [ $# -eq 0 ]; then
+  coverage combine --quiet
+  report "line coverage over all of them" coverage report --fail-under=90
+fi
+[ $failed -eq 0 ] && echo "all tests passed" || { echo "some tests failed" >&2; exit 1; }
