@@ -112,7 +112,7 @@ class ArraySource:
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return features and targets of some rows; see `Source.read`. **Local.**"""
-        x = self._x.take(rows).reshape(len(rows), -1)
+        x = self._x.take(rows).reshape(len(rows), math.prod(self._x.shape[1:]))
         if self._column is not None:
             x = np.delete(x, self._column, axis=1)
         kind = np.dtype(np.uint8) if x.dtype.kind == "b" else x.dtype.newbyteorder("=")
@@ -127,7 +127,7 @@ class ArraySource:
                 for value, at in zip(values.tolist(), first.tolist(), strict=True)
             ]
             return x, np.array(indices, np.int64)[inverse]
-        y = np.ascontiguousarray(y.reshape(len(rows), -1), np.float64)
+        y = np.ascontiguousarray(y.reshape(len(rows), self.n_outputs), np.float64)
         if self.task == "labels":
             targets.check_labels(y, lambda at: self.place(int(rows[at]), None))
         return x, y

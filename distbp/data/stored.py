@@ -124,7 +124,8 @@ class Streamed:
                         count = min(step, n_rows - start)
                         piece = np.frombuffer(_exactly(stream, count * n_bytes), self.dtype)
                         yield run, start, piece.reshape(count, self._items)
-                stream.read(1)  # at the end, the checksum is compared
+                while stream.read(PIECE):  # the checksum is compared at the very end
+                    pass
         except DAMAGE:
             raise damaged(self.label, self._what) from None
 
