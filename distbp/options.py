@@ -118,6 +118,9 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     fractions = [part for part in (data.validation, data.test) if isinstance(part, float)]
     if sum(fractions) >= 1:
         yield f"data.test: expected fractions that leave rows to train on, got {fractions}. Make them smaller."
+    for name, part in (("validation", data.validation), ("test", data.test)):
+        if part in ("digits", "synthetic"):
+            yield f"data.{name}: expected a fraction or a file, got {part}: the training rows again. Use a fraction."
     if training.patience and data.validation == 0:
         yield "training.patience: expected a validation part to watch, got data.validation = 0. Set data.validation."
     if data.shards != "auto" and data.batch_size != "all" and data.batch_size % data.shards:

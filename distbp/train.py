@@ -34,7 +34,9 @@ def train_command(arguments: Sequence[str]) -> int:
         parser = command.Parser(
             "python -m distbp.train", DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        parser.usage = "python -m distbp.train [SETTINGS.toml] [--section.key VALUE ...] [--name NAME] [--resume RUN] ..."
+        parser.usage = (
+            "python -m distbp.train [SETTINGS.toml] [--section.key VALUE ...] [--name NAME] [--resume RUN] ..."
+        )
         parser.add_argument("settings", nargs="?", metavar="SETTINGS.toml", help="settings file; the options below win")
         parser.add_argument("--name", help="name of the run's folder (default: the source and the time)")
         parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")

@@ -97,7 +97,8 @@ class Model:
 
     def about(self) -> dict[str, Any]:
         """Return the plain values of a model file."""
-        return {"network": self.network.description(), "data": asdict(self.shape)}
+        data = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.shape).items()}
+        return {"network": self.network.description(), "data": data}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Array], about: Mapping[str, Any]) -> Model:

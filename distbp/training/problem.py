@@ -51,11 +51,6 @@ class Problem:
     fingerprint: str
 
 
-def shape_of(source: Source) -> Shape:
-    """Return what a source looks like."""
-    return Shape(source.n_features, source.feature_names, source.task, source.n_outputs, source.classes)
-
-
 def make_network(settings: Settings, shape: Shape) -> Network:
     """Return the network that the settings and the data call for, with every "auto" settled.
 
@@ -110,7 +105,7 @@ def load(settings: Settings, world: World, say: Callable[[str], None]) -> Proble
     fractions = tuple(p if isinstance(p, float) else 0.0 for p in (data.validation, data.test))
     with world.together():
         source = open_source(data.source, data, cost=settings.network.cost, seed=seed)
-        network = make_network(settings, shape_of(source))
+        network = make_network(settings, Shape.of(source))
         cut = shares(source.n_rows, seed, (fractions[0], fractions[1]), own, settings.n_shards)
         for share, name, wanted in zip(
             cut, ("source", "validation", "test"), (1.0, fractions[0], fractions[1]), strict=True
@@ -137,7 +132,7 @@ def load(settings: Settings, world: World, say: Callable[[str], None]) -> Proble
         """Return the validation or test part: cut from the source, or a file of its own."""
         if isinstance(given, float):
             return part(source, share) if given else None
-        file = open_source(given, data, cost=settings.network.cost, seed=seed, like=shape_of(source))
+        file = open_source(given, data, cost=settings.network.cost, seed=seed, like=Shape.of(source))
         whole, _, _ = shares(file.n_rows, seed, (0.0, 0.0), own, settings.n_shards)
         file = _kept(file, whole)
         shard_statistics(file, whole, data.allow_nonfinite, lambda n: None)
@@ -149,7 +144,7 @@ def load(settings: Settings, world: World, say: Callable[[str], None]) -> Proble
         test = other("test", data.test, cut[2])
     batches = Batches.of(cut[0].n_rows, settings.n_shards, data.batch_size)
     return Problem(
-        shape_of(source), network, batches, x_scaling, y_scaling, training, validation, test, digest.hexdigest()
+        Shape.of(source), network, batches, x_scaling, y_scaling, training, validation, test, digest.hexdigest()
     )
 
 

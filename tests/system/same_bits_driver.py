@@ -30,7 +30,11 @@ def main(runs: str) -> None:
     """Train every combination; print ``{name: {file: sha256}}`` on rank 0."""
     hashes = {}
     for (name, table), rule, dtype in itertools.product(NETWORKS.items(), RULES, ("float32", "float64")):
-        table = {**table, "network": {**table["network"], "dtype": dtype}, "checkpoint": {"every": "7 steps", "keep": 3}}
+        table = {
+            **table,
+            "network": {**table["network"], "dtype": dtype},
+            "checkpoint": {"every": "7 steps", "keep": 3},
+        }
         table["descent"] = {"rule": rule, "learning_rate": 0.01, "weight_decay": 0.001, "clip": 1.0, "warmup_steps": 5}
         result = train(settings(table), name=f"{name}-{rule}-{dtype}", runs=runs, quiet=True)
         files = sorted(result.folder.glob("checkpoints/*.safetensors")) + [result.folder / "model.safetensors"]

@@ -269,8 +269,10 @@ SIGMA = {  # name: (sigma, sigma') of one Python number
     "leaky_relu": (lambda z: z if z > 0 else 0.01 * z, lambda z: 1.0 if z > 0 else 0.01),
     "gelu": (
         lambda z: 0.5 * z * (1 + gelu_t(z)),
-        lambda z: 0.5 * (1 + gelu_t(z))
-        + (0.5 * z * (1 - gelu_t(z) ** 2) * GELU * (1 + 3 * 0.044715 * z * z) if abs(z) < 1e3 else 0.0),
+        lambda z: (
+            0.5 * (1 + gelu_t(z))
+            + (0.5 * z * (1 - gelu_t(z) ** 2) * GELU * (1 + 3 * 0.044715 * z * z) if abs(z) < 1e3 else 0.0)
+        ),
     ),
     "softplus": (lambda z: max(z, 0.0) + math.log1p(exp(-abs(z))), stable_sigmoid),
     "identity": (lambda z: z, lambda z: 1.0),

@@ -1,1 +1,0 @@
-from distbp.keys import *  # noqa

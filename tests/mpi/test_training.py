@@ -1,0 +1,157 @@
+"""The parts of a run under MPI: loading, steps, evaluation, checks; the same on every rank and as in one process."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from distbp.api import evaluate, predict, settings, train
+from distbp.parallel.replicas import check_replicas
+from distbp.parallel.world import AgreedRuntimeError, AgreedValueError, World
+from distbp.training.evaluation import Evaluator
+from distbp.training.problem import load
+from distbp.training.signals import StopFlag
+
+pytestmark = pytest.mark.mpi
+
+SMALL = {"data": {"source": "synthetic", "rows": 301, "features": 6, "outputs": 3, "test": 0.1},
+         "network": {"widths": [9]}, "training": {"epochs": 3}}  # fmt: skip
+
+
+def nothing(text):
+    """Take what would be printed."""
+
+
+def test_a_run_gives_the_same_result_on_every_rank(world, mpi_tmp_path):
+    result = train(settings(SMALL), name="run", runs=mpi_tmp_path, quiet=True)
+    told = world.exchange([result.sha256, result.step, result.validation.mean_cost, result.test.metrics])
+    assert all(t == told[0] for t in told)
+    assert result.reason == "epochs"
+    lines = [json.loads(line) for line in (mpi_tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1.0, 2.0, 3.0]
+    session = json.loads((mpi_tmp_path / "run" / "run.json").read_text())["sessions"][-1]
+    assert session["ranks"] == world.size
+    assert session["exit"] == "epochs"
+
+
+def test_scaling_parts_and_fingerprint_are_those_of_one_process(world):
+    for table in ({"data": {"scaling": "standard", "test": 0.2}}, {"data": {"scaling": "minmax", "validation": 0.0}}):
+        wanted = settings(table).with_shards(world.size)
+        here, alone = load(wanted, world, nothing), load(wanted, World(None), nothing)
+        assert here.fingerprint == alone.fingerprint
+        assert here.x_scaling.shift.tobytes() == alone.x_scaling.shift.tobytes()
+        assert here.x_scaling.factor.tobytes() == alone.x_scaling.factor.tobytes()
+        held = world.exchange(len(here.training.share))
+        assert sum(held) == here.training.n_rows == alone.training.n_rows
+
+
+def test_data_read_where_it_lies_gives_the_bytes_of_data_in_memory(world, mpi_tmp_path):
+    found = {}
+    for memory in (0, 100):
+        table = {**SMALL, "data": {**SMALL["data"], "memory": memory}}
+        found[memory] = train(
+            settings(table), name=f"memory{memory}", runs=mpi_tmp_path, quiet=True
+        ).model.theta.tobytes()
+    assert found[0] == found[100]
+
+
+def test_evaluation_is_that_of_one_process_to_the_last_bit(world):
+    wanted = settings({**SMALL, "data": {**SMALL["data"], "task": "regression"}}).with_shards(world.size)
+    found = []
+    for where in (world, World(None)):
+        problem = load(wanted, where, nothing)
+        theta = np.linspace(-1, 1, problem.network.layout.n_parameters, dtype=np.float32)
+        evaluator = Evaluator(where, problem.network, problem.shape, problem.y_scaling, wanted.n_shards)
+        e = evaluator.evaluate(theta, problem.validation, StopFlag())
+        found.append([e.rows, e.mean_cost, e.metrics])
+    assert found[0] == found[1]
+
+
+def test_an_evaluation_ends_on_all_ranks_when_one_is_asked_to_stop(world):
+    wanted = settings(SMALL).with_shards(world.size)
+    problem = load(wanted, world, nothing)
+    evaluator = Evaluator(world, problem.network, problem.shape, problem.y_scaling, wanted.n_shards)
+    theta = np.zeros(problem.network.layout.n_parameters, np.float32)
+    stop = StopFlag()
+    if world.rank == world.size - 1:
+        stop.name = "SIGTERM"
+    assert evaluator.evaluate(theta, problem.validation, stop) is None
+
+
+def test_resuming_a_finished_run_changes_nothing(world, mpi_tmp_path):
+    first = train(settings(SMALL), name="run", runs=mpi_tmp_path, quiet=True)
+    again = train(resume="run", runs=mpi_tmp_path, quiet=True)
+    assert (again.sha256, again.step) == (first.sha256, first.step)
+
+
+def test_more_epochs_after_the_end_give_the_bits_of_a_longer_run(world, mpi_tmp_path):
+    train(settings(SMALL), name="short", runs=mpi_tmp_path, quiet=True)
+    longer = train(resume="short", runs=mpi_tmp_path, overrides={"training.epochs": 5}, quiet=True)
+    whole = train(settings(SMALL, {"training.epochs": 5}), name="whole", runs=mpi_tmp_path, quiet=True)
+    assert longer.model.theta.tobytes() == whole.model.theta.tobytes()
+    assert longer.sha256 == whole.sha256
+
+
+def test_predict_and_evaluate_through_the_api(world, mpi_tmp_path):
+    result = train(settings(SMALL), name="run", runs=mpi_tmp_path, quiet=True)
+    found = evaluate("run", runs=mpi_tmp_path)
+    assert found["validation"].mean_cost == result.validation.mean_cost
+    assert found["test"].metrics == result.test.metrics
+    x = np.linspace(-1, 1, 60).reshape(10, 6)
+    answers, outputs = predict("run", x, runs=mpi_tmp_path), predict("run", x, runs=mpi_tmp_path, kind="outputs")
+    if world.rank == 0:
+        assert answers.tolist() == [result.model.shape.classes[k] for k in outputs.argmax(axis=1)]
+        np.testing.assert_allclose(outputs.sum(axis=1), 1, rtol=1e-5)
+    else:
+        assert answers is None
+
+
+def test_bad_data_on_one_ranks_rows_is_the_same_error_everywhere(world, mpi_tmp_path):
+    if world.rank == 0:
+        x = np.ones((64, 3))
+        x[60, 1] = np.inf  # in the last shard
+        np.savez(mpi_tmp_path / "bad.npz", x=x, y=np.arange(64) % 2)
+    world.exchange(None)
+    source = str(mpi_tmp_path / "bad.npz")
+    with pytest.raises(AgreedValueError, match=r"row 60, column 1: expected a finite number, got inf"):
+        train(settings({"data": {"source": source, "validation": 0}}), name="bad", runs=mpi_tmp_path, quiet=True)
+    assert not (mpi_tmp_path / "bad").exists()
+
+
+def test_settings_that_do_not_fit_the_ranks_are_the_same_error_everywhere(world, mpi_tmp_path):
+    if world.size == 1:
+        pytest.skip("one rank fits any number of shards")
+    with pytest.raises(AgreedValueError, match=f"expected at least as many shards as ranks \\({world.size}\\), got 1"):
+        train(settings({"data": {"shards": 1}}), name="few", runs=mpi_tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 17])
+def test_fewer_rows_than_shards_or_hardly_more_train_without_a_hang(world, mpi_tmp_path, rows):
+    table = {"data": {"source": "synthetic", "rows": rows, "features": 2, "outputs": 2, "validation": 0}, "network": {"widths": [3]},
+             "training": {"epochs": 2}}  # fmt: skip
+    result = train(settings(table), name="few", runs=mpi_tmp_path, quiet=True)
+    assert result.reason == "epochs"
+    line = json.loads((mpi_tmp_path / "few" / "journal.jsonl").read_text().splitlines()[0])
+    assert np.isfinite(line["cost"])
+
+
+def test_a_replica_that_differs_is_named(world):
+    theta = np.ones(1000, np.float32)
+    check_replicas(world, [theta], 5)
+    if world.size == 1:
+        return
+    if world.rank == 1:
+        theta[7] = np.nextafter(np.float32(1), np.float32(2))  # one bit
+    with pytest.raises(AgreedRuntimeError) as caught:
+        check_replicas(world, [theta], 6)
+    note = " (there is no majority: rank 0 may be the wrong one)" if world.size == 2 else ""
+    assert str(caught.value) == (
+        f"step 6: expected the same theta and rule state on all ranks, got others on rank 1 of {world.size}{note}. "
+        "Nothing was saved since; check that machine's memory and resume."
+    )
+
+
+def test_only_the_processes_that_the_launcher_started_are_the_world(world):
+    if world.comm:
+        assert world.size == int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
