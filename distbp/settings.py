@@ -15,7 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 DTYPES = ("float32", "float64")
-PATH_KEYS = ("source", "target", "validation", "test")  # of [data]; may be paths, which differ between machines
 COSTS = {  # that fit a task; "auto" is the first
     "classification": ("cross_entropy", "quadratic", "absolute", "huber"),
     "labels": ("binary_cross_entropy", "quadratic"),
@@ -314,12 +313,21 @@ class Settings(Section):
         return "\n".join(lines) + "\n"
 
     def of_state(self) -> dict[str, dict[str, Any]]:
-        """Return the settings that travel inside checkpoints: all but paths, which differ between machines."""
+        """Return the settings that travel inside checkpoints and models: those that a resumed run cannot change.
+
+        The target is one of them unless it is a file, which differs between machines.
+        """
         table = self.model_dump(mode="json")
-        for name in PATH_KEYS:
-            if name in ("source", "target") or isinstance(table["data"][name], str):
-                del table["data"][name]
-        return table
+        state = {
+            section: {name: value for name, value in keys.items() if f"{section}.{name}" not in RESUMABLE}
+            for section, keys in table.items()
+        }
+        target = self.data.target
+        if not (
+            isinstance(target, str) and ("/" in target or target.endswith((".npy", ".gz", "ubyte", ".idx", ".idx1")))
+        ):
+            state["data"]["target"] = target
+        return state
 
     def with_shards(self, size: int) -> Settings:
         """Return the settings with `data.shards` a number, for a run that starts on `size` ranks.

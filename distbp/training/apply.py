@@ -48,12 +48,18 @@ def model_file(run: str | Path, runs: Path) -> Path:
 
 def open_model(run: str | Path, runs: Path, world: World) -> tuple[Model, Settings, Path]:
     """Return a run's model, the settings it was trained with, and its file, on every rank. **Collective.**"""
+    path, about = Path(run), None
+    tensors: dict[str, Array] = {}
     with world.together():
-        path = model_file(run, runs)
-        tensors, about = files.read(path)
-        settings = make(about["settings"])
-        model = Model.of(tensors, about)
-    return model, settings, path
+        if world.rank == 0:
+            path = model_file(run, runs)
+            tensors, about = files.read(path)
+    kinds = {name: [array.dtype.str, array.shape] for name, array in tensors.items()}
+    path, about, kinds = world.from_rank_0([str(path), about, kinds])
+    for name, (dtype, shape) in kinds.items():
+        tensors[name] = np.ascontiguousarray(tensors.get(name, np.empty(shape, dtype)))
+        world.broadcast(tensors[name])
+    return Model.of(tensors, about), make(about["settings"]), Path(path)
 
 
 def evaluate(

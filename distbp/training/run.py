@@ -106,12 +106,9 @@ def train(
         progress = Progress(world.rank == 0 and not quiet)
         stack.callback(progress.stop)
         with world.together():
-            if settings and resume:
-                raise ValueError(
-                    "resume: expected no settings beside it, got both. A run's settings are in its folder."
-                )
-            path, settings = _settle(settings, name, Path(runs), resume, overrides, world.size)
-        path = Path(world.from_rank_0(str(path)))  # the clocks of two ranks may give two names
+            settled = _settle(settings, name, Path(runs), resume, overrides, world.size) if world.rank == 0 else None
+        told = world.from_rank_0([str(settled[0]), settled[1].model_dump(mode="json")] if settled else None)
+        path, settings = Path(told[0]), Settings.model_validate(told[1])  # rank 0's clock and files count
         stack.enter_context(threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"))
         folder = None
         if resume:
@@ -218,16 +215,14 @@ class _Run:
 
     def fits(self, about: Mapping[str, Any]) -> str:
         """Return what is wrong with a checkpoint's plain values, "" if they are of this run."""
-        mine = {**self.about, "settings": _fixed(self.about["settings"])}
-        for place in ("network", "data", "settings"):
-            other = about.get(place)
-            other = _fixed(other) if place == "settings" and other else other
-            if other != mine[place]:
-                theirs = other or {}
-                key = next((k for k in mine[place] if mine[place][k] != theirs.get(k)), "kind")
+        if about.get("kind") != "checkpoint":
+            return f"expected a checkpoint, got a {about.get('kind')} file. Take it away."
+        mine, theirs = _flat(self.about), _flat(about)
+        for place, value in mine.items():
+            if theirs.get(place) != value:
                 return (
-                    f"expected a checkpoint of this run, got one of another ({place}: {key} is "
-                    f"{theirs.get(key)!r}, not {mine[place].get(key)!r}). Take it away."
+                    f"expected a checkpoint of this run, got one of another ({place} is {theirs.get(place)!r}, "
+                    f"not {value!r}). Take it away."
                 )
         return ""
 
@@ -295,6 +290,8 @@ def _settle(
             raise ValueError(f"--name: expected a plain folder name, got {name!r}. Use --runs for the folder it is in.")
         refuse_existing(path)
         return path, settings
+    if settings:
+        raise ValueError("resume: expected no settings beside it, got both. A run's settings are in its folder.")
     for place in overrides or {}:
         if place not in RESUMABLE:
             raise ValueError(
@@ -319,10 +316,10 @@ def run_path(run: str | Path, runs: Path) -> Path:
     raise ValueError(f"{run}: expected a run's name in {runs}, or its folder, got neither. See ls {runs}.")
 
 
-def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those settings inside a checkpoint that a resumed run cannot change, as ``section.key``."""
-    flat = {f"{section}.{key}": value for section, keys in settings.items() for key, value in keys.items()}
-    return {place: value for place, value in flat.items() if place not in RESUMABLE}
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies a run in a checkpoint's plain values, as ``{place: value}``."""
+    groups = {"network": about["network"], "columns": about["data"], **about["settings"]}
+    return {f"{group}.{key}": value for group, keys in groups.items() for key, value in keys.items()}
 
 
 def _sha256(path: Path) -> str:

@@ -128,8 +128,8 @@ def test_settings_that_do_not_fit_the_ranks_are_the_same_error_everywhere(world,
 
 @pytest.mark.parametrize("rows", [1, 3, 9, 17])
 def test_fewer_rows_than_shards_or_hardly_more_train_without_a_hang(world, mpi_tmp_path, rows):
-    table = {"data": {"source": "synthetic", "rows": rows, "features": 2, "outputs": 2, "validation": 0}, "network": {"widths": [3]},
-             "training": {"epochs": 2}}  # fmt: skip
+    data = {"source": "synthetic", "rows": rows, "features": 2, "outputs": 2, "validation": 0}
+    table = {"data": data, "network": {"widths": [3]}, "training": {"epochs": 2}}
     result = train(settings(table), name="few", runs=mpi_tmp_path, quiet=True)
     assert result.reason == "epochs"
     line = json.loads((mpi_tmp_path / "few" / "journal.jsonl").read_text().splitlines()[0])

@@ -1,4 +1,4 @@
-"""Trains many small runs in one process or MPI job and prints the SHA-256 of every checkpoint: same on any rank count."""
+"""Trains many small runs in one process or MPI job and writes down the SHA-256 of every checkpoint."""
 
 import hashlib
 import itertools
@@ -37,7 +37,7 @@ def main(runs: str) -> None:
         }
         table["descent"] = {"rule": rule, "learning_rate": 0.01, "weight_decay": 0.001, "clip": 1.0, "warmup_steps": 5}
         result = train(settings(table), name=f"{name}-{rule}-{dtype}", runs=runs, quiet=True)
-        files = sorted(result.folder.glob("checkpoints/*.safetensors")) + [result.folder / "model.safetensors"]
+        files = [*sorted(result.folder.glob("checkpoints/*.safetensors")), result.folder / "model.safetensors"]
         assert result.sha256 == hashlib.sha256(files[-1].read_bytes()).hexdigest()
         hashes[result.folder.name] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     from distbp.parallel.world import launched

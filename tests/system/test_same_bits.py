@@ -1,6 +1,7 @@
 """The promise: every checkpoint has the same bytes on 1, 2, 3, 4, 5, 7 and 8 ranks.
 
-Two networks, every rule, both dtypes, with dropout, clipping, weight decay, shards of unequal size and a short last batch.
+Two networks, every rule, both dtypes, with dropout, clipping, weight decay, shards of unequal size and a short last
+batch.
 """
 
 import json
