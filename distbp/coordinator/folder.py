@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,8 +39,8 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Make the folder of a new run and lock it.
+    def create(cls, path: Path, settings: str) -> RunFolder:
+        """Make the folder of a new run, with its settings.toml, and lock it: it is there with both, or not at all.
 
         Raises
         ------
@@ -47,15 +48,21 @@ class RunFolder:
             There is such a folder already, or none can be made there.
         """
         refuse_existing(path)
+        beside = path.with_name(f"{files.UNFINISHED}{path.name}-{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir()
-            (path / "checkpoints").mkdir()
+            beside.mkdir(parents=True)
+            (beside / "checkpoints").mkdir()
+            files.write_text(beside / "settings.toml", settings)
+            folder = cls(beside)._locked()
+            beside.rename(path)
         except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            refuse_existing(path)
             raise ValueError(
                 f"{path}: expected to make a folder for the run, got: {error.strerror}. Choose --runs elsewhere."
             ) from None
-        return cls(path)._locked()
+        folder.path = path
+        return folder
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

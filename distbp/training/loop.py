@@ -149,7 +149,8 @@ class Loop:
         self.per_epoch = problem.batches.steps_per_epoch
         ends = [n for n in (settings.training.epochs * self.per_epoch, settings.training.steps) if n]
         self.last_step = min(ends, default=0)  # 0: unknown
-        self._epoch_started = time.monotonic()
+        self._started = self._epoch_started = time.monotonic()
+        self._rows = 0.0  # since the start of this process
 
     def run(self) -> str:
         """Train to the end; return why: epochs, steps, time limit, early stopping or signal. **Collective.**"""
@@ -184,6 +185,7 @@ class Loop:
             state.step += 1
             state.epoch_cost += totals.cost
             state.epoch_rows += totals.rows
+            self._rows += totals.rows
             stop, save, end = totals.stop, totals.save, totals.end
             if totals.failed:
                 self.fail()
@@ -235,8 +237,8 @@ class Loop:
 
     def tell(self, mean_cost: float) -> None:
         """Show a step's cost."""
-        passed = max(time.monotonic() - self._epoch_started, 1e-9)
-        self.coordinator.progress.step(self.state.step, mean_cost, self.state.epoch_rows / passed)
+        passed = max(time.monotonic() - self._started, 1e-9)
+        self.coordinator.progress.step(self.state.step, mean_cost, self._rows / passed)
 
     def close_epoch(self, evaluation: Evaluation | None, reason: str) -> None:
         """Write the journal's line of the epoch that ends here, and show it. **Collective.**"""

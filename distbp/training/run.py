@@ -126,7 +126,7 @@ def train(
         problem = load(settings, world, progress.say)
         if not resume:
             with world.together():
-                folder = RunFolder.create(path) if world.rank == 0 else None
+                folder = RunFolder.create(path, settings.to_toml()) if world.rank == 0 else None
             stack.enter_context(folder or contextlib.nullcontext())
         run = _Run(world, settings, problem, folder, progress, stop, stack)
         try:
@@ -209,7 +209,8 @@ class _Run:
             self.progress.say(f"resumed after step {self.state.step:,}")
         with self.world.together():
             if self.folder:
-                files.write_text(self.folder.path / "settings.toml", self.settings.to_toml())
+                if resume:  # how long and how often may be new
+                    files.write_text(self.folder.path / "settings.toml", self.settings.to_toml())
                 self.folder.start_journal(self.state.step)
                 self.folder.write_run(session)
 

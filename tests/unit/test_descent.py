@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distbp.descent import rules
@@ -163,12 +163,15 @@ def test_a_rule_goes_on_from_its_state(rule):
     assert found.tobytes() == whole.tobytes()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5 * PIECE))
 def test_pieces_cover_exactly(n):
-    found = list(pieces(n))
-    assert [i for piece in found for i in (piece.start, piece.stop)][1:-1:2] == [p.start for p in found[1:]]
-    assert sum(piece.stop - piece.start for piece in found) == n
-    assert all(0 < piece.stop - piece.start <= PIECE for piece in found)
+    end = 0
+    for piece in pieces(n):
+        assert piece.start == end
+        assert 0 < piece.stop - piece.start <= PIECE
+        end = piece.stop
+    assert end == n
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -212,8 +215,8 @@ def test_the_norm_does_not_depend_on_where_the_gradient_lies(dtype):
 # Schedules ----------------------------------------------------------------------------------------------------------
 
 
-def etas(steps, steps_per_epoch=10, last_step=0, **settings):
-    descent = Descent(learning_rate=0.5, **settings)
+def etas(steps, steps_per_epoch=10, last_step=0, **of_schedule):
+    descent = Descent(learning_rate=0.5, **of_schedule)
     return [learning_rate(descent, step, steps_per_epoch, last_step) for step in steps]
 
 
@@ -256,6 +259,7 @@ def test_a_run_as_short_as_its_warm_up(last_step):
     assert found == [0.125, 0.25, 0.375, 0.5, 0.5][:last_step]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**12), st.integers(1, 10**6), st.sampled_from(["constant", "step", "cosine"]))
 def test_eta_is_finite_and_at_most_the_learning_rate(step, steps_per_epoch, schedule):
     (eta,) = etas([step], steps_per_epoch, 10**9, schedule=schedule, warmup_steps=50)

@@ -549,6 +549,7 @@ def test_initial_weights_depend_on_seed_and_layer_alone(kind):
     assert longer[2].tobytes() == W[2].tobytes()
 
 
+@settings(deadline=None)
 @given(widths=st.lists(st.integers(1, 12), min_size=2, max_size=6), k=st.sampled_from([0, 1, 3]))
 def test_layout_covers_theta_exactly_once(widths, k):
     layout = Layout(tuple(widths))

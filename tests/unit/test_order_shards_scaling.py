@@ -32,6 +32,7 @@ def test_permutation_is_a_bijection(n):
     assert (np.sort(found) == np.arange(n)).all()
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 5000), of_key=st.integers(0, 2**64 - 1))
 def test_permutation_is_a_bijection_for_any_key(n, of_key):
     assert (np.sort(whole(of_key, n)) == np.arange(n)).all()
@@ -117,6 +118,7 @@ def test_epochs_shards_and_seeds_have_orders_of_their_own():
 # Batches ------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     n_rows=st.integers(1, 600),
     n_shards=st.integers(1, 24),
@@ -149,6 +151,7 @@ def test_every_row_counts_exactly_once_an_epoch(n_rows, n_shards, rows, epoch):
     assert batches.epoch(steps[-1] + 1) == epoch + 1
 
 
+@settings(deadline=None)
 @given(n_rows=st.integers(1, 600), n_shards=st.integers(1, 24), rows=st.integers(1, 80))
 def test_full_steps_take_the_batch_size(n_rows, n_shards, rows):
     batches = Batches.of(n_rows, n_shards, rows * n_shards)
@@ -157,6 +160,7 @@ def test_full_steps_take_the_batch_size(n_rows, n_shards, rows):
         assert sum(last - first for first, last in (batches.taken(step, s) for s in range(n_shards))) == rows * n_shards
 
 
+@settings(deadline=None)
 @given(n_rows=st.integers(0, 10_000), n_shards=st.integers(1, 100))
 def test_shard_sizes_differ_by_at_most_one(n_rows, n_shards):
     cut = [bounds(n_rows, n_shards, shard) for shard in range(n_shards)]
@@ -333,6 +337,7 @@ def test_standard_brings_the_training_rows_to_mean_0_and_deviation_1():
     np.testing.assert_allclose(scaled.std(axis=0), 1, rtol=1e-11)
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(["none", "standard", "minmax"]),
     values=st.lists(st.tuples(*[st.floats(-1e6, 1e6).map(lambda v: round(v, 3))] * 2), min_size=1, max_size=30),
