@@ -10,8 +10,8 @@ g is the mean gradient (after `mean_gradient`, clipping and weight decay), eta t
 
 Weight decay lambda, on weights only: g += lambda W for all rules but adamw, where W -= eta lambda W before the step.
 
-Shapes: theta, g, v, m, s (n_parameters,). Pieces of 16 Ki numbers stay in the L2 cache through all passes over
-them; element-wise arithmetic gives the same bits for any piece.
+Shapes: theta, g, v, m, s (n_parameters,). Each piece stays in the L2 cache through all passes over it; element-wise
+arithmetic gives the same bits for any piece.
 
 References
 ----------
@@ -24,17 +24,15 @@ networks", ICML 2013, algorithm 1 (clipping).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distbp.descent.gradient import PIECE, pieces
 from distbp.settings import Descent
 
 Array = NDArray[Any]
-PIECE = 16384  # numbers
-
 STATE = {
     "gradient_descent": (),
     "momentum": ("velocity",),
@@ -42,27 +40,6 @@ STATE = {
     "adam": ("mean", "mean_square"),
     "adamw": ("mean", "mean_square"),
 }
-
-
-def pieces(n: int) -> Iterator[slice]:
-    """Yield slices of PIECE numbers that cover n."""
-    for start in range(0, n, PIECE):
-        yield slice(start, min(start + PIECE, n))
-
-
-def mean_gradient(grad: Array, rows: float) -> float:
-    """Divide a gradient sum by its number of rows, in place; return the norm of the result.
-
-    **Local.** One division, by the global count. The norm is inf or nan exactly when the gradient is unusable: an
-    element is not finite, or its square overflows.
-    """
-    square = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for piece in pieces(grad.size):
-            g = grad[piece]
-            np.divide(g, rows, out=g)
-            square += float(np.dot(g, g))
-    return float(np.sqrt(square))
 
 
 class Rule:

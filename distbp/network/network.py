@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distbp import keys
 from distbp.network.activations import ACTIVATIONS
 from distbp.network.costs import cost
 from distbp.network.layout import Layout
+from distbp.network.passes import Pass
 
 Array = NDArray[Any]
 
@@ -45,12 +45,6 @@ class Network:
         Share of each hidden layer's activations set to 0 in a training step.
     dtype
         float32 or float64.
-
-    Examples
-    --------
-    >>> network = Network((2, 3, 1), ("sigmoid", "sigmoid"), "quadratic", dtype="float64")
-    >>> network.layout.n_parameters
-    13
     """
 
     def __init__(
@@ -136,68 +130,3 @@ class Network:
         if pass_.padded:
             per_sample *= pass_.counts
         np.matmul(per_sample[:, None, :], pass_.ones64, out=sums[:, None, None])
-
-
-class Pass:
-    """The buffers of one forward and backward pass over k shards of the same number of rows.
-
-    Attributes
-    ----------
-    x, y
-        (k, rows, n_0) and (k, rows, n_L), to be filled in.
-    counts
-        (k, rows), 1 for a row that counts and 0 for padding; `padded` says whether any is 0.
-    z, a, h, delta
-        Lists over l: z[l], a[l], what layer l+1 reads (a[l], or `dropped[l]`), delta[l].
-    kept, dropped, dropping
-        Lists over l: 0 for a dropped activation, else 1 / (1 - dropped share); a[l] times that; whether they are used.
-    """
-
-    def __init__(self, network: Network, k: int, rows: int, training: bool = True) -> None:
-        dtype, widths = network.dtype, network.widths
-
-        def buffers(wanted: bool = True) -> list[Array]:
-            return [np.empty((k, rows, n) if l and wanted else 0, dtype) for l, n in enumerate(widths)]
-
-        self.shape = (k, rows)
-        self.x = np.zeros((k, rows, widths[0]), dtype)
-        self.y = np.zeros((k, rows, widths[-1]), dtype)
-        self.counts = np.ones((k, rows), dtype)
-        self.padded = False
-        self.ones = np.ones((1, rows), dtype)
-        self.ones64 = np.ones((rows, 1))
-        self.z, self.a, self.h = buffers(), buffers(), buffers(False)
-        self.delta = buffers(training)
-        self.dropping = False
-        self.kept, self.dropped = (buffers(training and network.dropout > 0) for _ in range(2))
-
-    def count(self, counts: Sequence[int]) -> None:
-        """Say how many rows of each shard count; the rest are padding and set to 0."""
-        rows = self.shape[1]
-        padded = any(n < rows for n in counts)
-        if padded or self.padded:
-            self.counts[...] = 1
-            for i, n in enumerate(counts):
-                self.counts[i, n:] = 0
-                self.x[i, n:] = 0
-                self.y[i, n:] = 0
-        self.padded = padded
-
-
-def drop(network: Network, pass_: Pass, seed: int, step: int, first_shard: int) -> None:
-    """Choose which hidden activations `pass_` keeps in a step: keyed by (seed, step, shard).
-
-    **Local.** 16 random bits decide each activation, so the dropped share is a whole number of 65,536ths.
-    """
-    n_dropped = round(network.dropout * 65536)
-    if not n_dropped:
-        return
-    pass_.dropping = True
-    k, rows = pass_.shape
-    scale = 65536 / (65536 - n_dropped)
-    for i in range(k):
-        random = np.random.Philox(key=keys.key(keys.DROPOUT, seed, step, first_shard + i))
-        for l in range(1, network.n_layers):
-            n = network.widths[l]
-            bits = random.random_raw(-(-rows * n // 4)).view(np.uint16)[: rows * n].reshape(rows, n)
-            np.multiply(bits >= n_dropped, scale, out=pass_.kept[l][i], casting="same_kind")

@@ -3,15 +3,7 @@
 A node covers the shards from `start` up to `stop`; its value is left child + right child, where the left child covers
 the largest power of two of shards that is smaller than the node. (This is node (k, i) of the binary tree over shard
 numbers, neighbours first; a node whose right half would be empty is its left child.) A rank adds up the complete
-nodes inside its range of shards, and only those travel; then everybody adds the nodes in the tree's order. MPI moves
-bytes and never adds.
-
-A message is one row of bytes: the tallies (float64: cost, rows, flags), then a vector laid out like theta.
-
-    short messages   every rank gathers all nodes and adds them all
-    long messages    rank p gathers the p-th part of every node, adds that part, and the parts are gathered
-
-Element-wise addition gives the same bits for any cut of a vector, so both give the same result.
+nodes inside its range of shards, and only those travel (messages.py); they too are added in the tree's order.
 """
 
 from __future__ import annotations
@@ -23,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distbp.parallel.messages import Gathered, InParts, Rows
 from distbp.parallel.world import World, shards_of
 
 Array = NDArray[Any]
 Node = tuple[int, int]
+Partial = Callable[[int, int, Array, Array], None]
 
 SHORT = 1 << 16  # bytes of all nodes together, up to which every rank gathers them all
 STACK = 1 << 22  # bytes of gradient sums computed at once; beyond, shards are computed and added one by one
@@ -38,13 +32,7 @@ def middle(start: int, stop: int) -> int:
 
 
 def complete_nodes(first: int, last: int, n_shards: int) -> list[Node]:
-    """Return the largest nodes that lie inside the shards `first` ... `last` - 1, in order.
-
-    Examples
-    --------
-    >>> complete_nodes(2, 5, 8)
-    [(2, 4), (4, 5)]
-    """
+    """Return the largest nodes inside the shards `first` ... `last` - 1, in order; (2, 5, 8) gives (2, 4), (4, 5)."""
 
     def inside(start: int, stop: int) -> list[Node]:
         if stop <= first or start >= last:
@@ -91,23 +79,6 @@ def fold_shards(values: Array, add: Callable[[Array, Array], Array] = np.add) ->
     return first
 
 
-class Rows:
-    """Rows of bytes, each some tallies (float64) and then a vector of `dtype`, padded to whole cache lines."""
-
-    def __init__(self, n_rows: int, n_tallies: int, n: int, dtype: Any) -> None:
-        self.head = n_tallies * 8
-        self.n_bytes = -(-(self.head + n * np.dtype(dtype).itemsize) // 64) * 64
-        self.dtype = np.dtype(dtype)
-        self.bytes = np.zeros((n_rows, self.n_bytes), np.uint8)
-        self.tallies = self.bytes[:, : self.head].view(np.float64)
-        self.vectors = self.bytes[:, self.head : self.head + n * self.dtype.itemsize].view(dtype)
-
-    def add(self, i: int, j: int) -> None:
-        """Add row `j` to row `i`."""
-        self.tallies[i] += self.tallies[j]
-        self.vectors[i] += self.vectors[j]
-
-
 class TreeSum:
     """The sum over all shards of a run, for one rank.
 
@@ -119,48 +90,25 @@ class TreeSum:
         Numbers that ride in front of the vector.
     n, dtype
         The vector's.
-
-    Attributes
-    ----------
-    rows
-        Where a rank's partial sums are computed and added.
     """
 
     def __init__(self, world: World, n_shards: int, n_tallies: int, n: int, dtype: Any) -> None:
-        self.world = world
-        per_rank = []
-        for r in range(world.size):
-            own = shards_of(r, world.size, n_shards)
-            per_rank.append(complete_nodes(own.start, own.stop, n_shards))
+        ranges = [shards_of(r, world.size, n_shards) for r in range(world.size)]
+        per_rank = [complete_nodes(own.start, own.stop, n_shards) for own in ranges]
         self.nodes = per_rank[world.rank]
-        self.n_nodes = [len(nodes) for nodes in per_rank]
         widest = max(stop - start for start, stop in self.nodes)
         row_bytes = Rows(0, n_tallies, n, dtype).n_bytes
         self.stack = min(1 << max(0, (STACK // row_bytes).bit_length() - 1), 1 << (widest - 1).bit_length())
         deep = (widest - 1).bit_length() - (self.stack.bit_length() - 1)
         self.rows = Rows(len(self.nodes) - 1 + self.stack + deep, n_tallies, n, dtype)
-        if world.size > 1:
-            self.pairs = additions([node for nodes in per_rank for node in nodes])
-            self.short = row_bytes * sum(self.n_nodes) <= SHORT
-            self.total = Rows(1, n_tallies, n, dtype)
-            if self.short:
-                self.gathered = Rows(sum(self.n_nodes), n_tallies, n, dtype)
-            else:
-                self._plan_parts(per_rank)
+        self.transport: Gathered | InParts | None = None
+        if world.comm and world.size > 1:
+            pairs = additions([node for nodes in per_rank for node in nodes])
+            n_nodes = [len(nodes) for nodes in per_rank]
+            kind = Gathered if row_bytes * sum(n_nodes) <= SHORT else InParts
+            self.transport = kind(world.comm, n_nodes, pairs, Rows(1, n_tallies, n, dtype))
 
-    def _plan_parts(self, per_rank: list[list[Node]]) -> None:
-        """Cut a row into one part a rank, in words of 8 bytes, and lay out where the parts of all nodes arrive."""
-        size, rank = self.world.size, self.world.rank
-        words = self.rows.n_bytes // 8
-        self.starts = [words * p // size for p in range(size + 1)]
-        self.lengths = [b - a for a, b in zip(self.starts, self.starts[1:], strict=False)]
-        order = sorted((j, r) for r, nodes in enumerate(per_rank) for j in range(len(nodes)))  # as they arrive
-        place = {key: i for i, key in enumerate(order)}
-        arrived = [place[j, r] for r, nodes in enumerate(per_rank) for j in range(len(nodes))]
-        self.part_pairs = [(arrived[i], arrived[j]) for i, j in self.pairs]
-        self.parts = np.empty((len(order), self.lengths[rank]), np.uint64)
-
-    def sum(self, partial: Callable[[int, int, Array, Array], None], flags: Array) -> tuple[Array, Array]:
+    def sum(self, partial: Partial, flags: Array) -> tuple[Array, Array]:
         """Return (tallies, vector) summed over all shards: the same bits on every rank. **Collective.**
 
         Parameters
@@ -179,10 +127,11 @@ class TreeSum:
         for i, (start, stop) in enumerate(self.nodes):
             self._node(start, stop, i, partial)
         self.rows.tallies[0] += flags
-        return self.share()
+        total = self.transport.total(self.rows.bytes[: len(self.nodes)]) if self.transport else self.rows
+        return total.tallies[0], total.vectors[0]
 
-    def _node(self, start: int, stop: int, row: int, partial: Callable[[int, int, Array, Array], None]) -> None:
-        """Bring the value of one node into a row; rows below it are scratch."""
+    def _node(self, start: int, stop: int, row: int, partial: Partial) -> None:
+        """Bring the value of one node into a row; the rows after it are scratch."""
         n = stop - start
         if n <= self.stack:
             partial(start, stop, self.rows.tallies[row : row + n], self.rows.vectors[row : row + n])
@@ -193,43 +142,3 @@ class TreeSum:
             self._node(start, cut, row, partial)
             self._node(cut, stop, row + 1, partial)
             self.rows.add(row, row + 1)
-
-    def share(self) -> tuple[Array, Array]:
-        """Add up the nodes of all ranks. **Collective.**"""
-        if self.world.size == 1:
-            return self.rows.tallies[0], self.rows.vectors[0]
-        own = self.rows.bytes[: len(self.nodes)]
-        if self.short:
-            self._gather(own)
-            for i, j in self.pairs:
-                self.gathered.add(i, j)
-            return self.gathered.tallies[0], self.gathered.vectors[0]
-        self._sum_parts(own)
-        return self.total.tallies[0], self.total.vectors[0]
-
-    def _gather(self, own: Array) -> None:
-        assert self.world.comm
-        counts = [n * self.rows.n_bytes for n in self.n_nodes]
-        self.world.comm.Allgatherv(own, [self.gathered.bytes, counts])
-
-    def _sum_parts(self, own: Array) -> None:
-        """Exchange parts, one round for the j-th node of every rank; add this rank's part; gather the sums."""
-        comm, rank = self.world.comm, self.world.rank
-        assert comm
-        starts, lengths, arrived = self.starts, self.lengths, 0
-        nothing = [0] * self.world.size
-        for j in range(max(self.n_nodes)):
-            present = [int(j < n) for n in self.n_nodes]
-            sent = own[j].view(np.uint64) if present[rank] else np.empty(0, np.uint64)
-            into = self.parts[arrived : arrived + sum(present)]
-            counts = [lengths[rank] * p for p in present]
-            offsets = [sum(counts[:r]) for r in range(len(counts))]
-            outgoing = (lengths, starts[:-1]) if present[rank] else (nothing, nothing)
-            comm.Alltoallv([sent, outgoing], [into, (counts, offsets)])
-            arrived += sum(present)
-        n_head = min(max(self.rows.head // 8 - starts[rank], 0), lengths[rank])  # words of tallies in this part
-        heads, tails = self.parts[:, :n_head].view(np.float64), self.parts[:, n_head:].view(self.rows.dtype)
-        for i, j in self.part_pairs:
-            heads[i] += heads[j]
-            tails[i] += tails[j]
-        comm.Allgatherv(self.parts[0], [self.total.bytes[0].view(np.uint64), (lengths, starts[:-1])])

@@ -22,7 +22,8 @@ from distbp.data import scaling
 from distbp.data.part import Part
 from distbp.data.scaling import Scaling
 from distbp.data.source import Shape
-from distbp.network.network import Network, Pass
+from distbp.network.network import Network
+from distbp.network.passes import Pass
 from distbp.parallel.tree import fold_shards
 from distbp.parallel.world import World
 from distbp.training.signals import StopFlag

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from distbp.coordinator import files
 from distbp.data.scaling import Scaling
 from distbp.data.source import Shape
-from distbp.network.network import Network, Pass
+from distbp.network.network import Network
+from distbp.network.passes import Pass
 from distbp.training.evaluation import block_rows
 
 Array = NDArray[Any]

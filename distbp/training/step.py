@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from distbp.data.order import Order
 from distbp.data.part import Part
 from distbp.data.shards import Batches
-from distbp.descent.rules import Rule, mean_gradient
-from distbp.network.network import Network, Pass, drop
+from distbp.descent.gradient import mean_gradient
+from distbp.descent.rules import Rule
+from distbp.network.network import Network
+from distbp.network.passes import Pass, drop
 from distbp.parallel.tree import TreeSum
 from distbp.parallel.world import AgreedRuntimeError, World, shards_of
 

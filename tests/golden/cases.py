@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distbp.descent.rules import Rule, mean_gradient
-from distbp.network.network import Network, Pass
+from distbp.descent.gradient import mean_gradient
+from distbp.descent.rules import Rule
+from distbp.network.network import Network
+from distbp.network.passes import Pass
 from distbp.parallel.tree import fold_shards
 from distbp.settings import Descent
 

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-
 from golden.cases import CASES, Case, steps
 
 PATH = Path(__file__).with_name("steps.json")
@@ -20,10 +19,8 @@ N_SAMPLED = 8
 
 def summary(case: Case) -> dict[str, object]:
     """Return what is kept of a case: costs and norms of the steps, checksums and samples of the last theta."""
-    costs, norms = [], []
-    for cost, _, norm, theta in steps(case):
-        costs.append(cost)
-        norms.append(norm)
+    costs, _, norms, thetas = zip(*steps(case), strict=True)
+    theta = thetas[-1]
     turns = np.cos(np.arange(theta.size))  # weights of a checksum that sees entries change places
     return {
         "costs": costs,

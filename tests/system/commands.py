@@ -213,7 +213,9 @@ class Place:
 
     def hashes(self, name: str) -> dict[str, str]:
         """Return the SHA-256 of a run's model and last checkpoint, by file name."""
-        return {path.name: sha256(path) for path in (*self.checkpoints(name)[-1:], self.folder(name) / "model.safetensors")}
+        return {
+            path.name: sha256(path) for path in (*self.checkpoints(name)[-1:], self.folder(name) / "model.safetensors")
+        }
 
     def all_hashes(self, name: str) -> dict[str, str]:
         """Return the SHA-256 of a run's model and every checkpoint, by file name."""

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distbp.descent import rules
-from distbp.descent.rules import PIECE, STATE, Rule, mean_gradient, pieces
+from distbp.descent.gradient import PIECE, mean_gradient, pieces
+from distbp.descent.rules import STATE, Rule
 from distbp.descent.schedule import learning_rate
 from distbp.settings import Descent
 
@@ -181,7 +182,9 @@ def test_mean_gradient_divides_once_and_returns_the_norm(n, dtype):
     grad = total.copy()
     norm = mean_gradient(grad, 48.0)
     assert grad.tobytes() == (total / np.array(48, dtype)).tobytes()
-    assert norm == pytest.approx(np.linalg.norm(total.astype(np.float64)) / 48, rel=1e-4 if dtype == "float32" else 1e-12)
+    assert norm == pytest.approx(
+        np.linalg.norm(total.astype(np.float64)) / 48, rel=1e-4 if dtype == "float32" else 1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

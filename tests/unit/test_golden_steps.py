@@ -17,7 +17,9 @@ def test_the_file_holds_every_case():
     assert len(GOLDEN) == len(CASES)
     assert {(case.rule, case.cost) for case in CASES} == {(rule, cost) for rule in RULES for cost in COSTS}
     assert {name for case in CASES for name in case.activations[:-1]} == set(ACTIVATIONS)
-    assert {case.activations[-1] for case in CASES if case.cost in ("quadratic", "absolute", "huber")} == set(ACTIVATIONS)
+    assert {case.activations[-1] for case in CASES if case.cost in ("quadratic", "absolute", "huber")} == set(
+        ACTIVATIONS
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -25,5 +27,7 @@ def test_steps_are_those_of_the_file(case):
     found, golden = summary(case), GOLDEN[case.name]
     np.testing.assert_allclose(found["costs"], golden["costs"], rtol=1e-9)
     np.testing.assert_allclose(found["norms"], golden["norms"], rtol=1e-9)
-    np.testing.assert_allclose(found["sampled"], golden["sampled"], rtol=1e-9, atol=1e-9 * np.max(np.abs(golden["sampled"])))
+    np.testing.assert_allclose(
+        found["sampled"], golden["sampled"], rtol=1e-9, atol=1e-9 * np.max(np.abs(golden["sampled"]))
+    )
     np.testing.assert_allclose(found["sums"], golden["sums"], rtol=1e-9, atol=1e-9 * golden["sums"][1])

@@ -16,7 +16,8 @@ from distbp.network.activations import ACTIVATIONS
 from distbp.network.costs import cost
 from distbp.network.initial import initial_theta
 from distbp.network.layout import Layout
-from distbp.network.network import Network, Pass, drop
+from distbp.network.network import Network
+from distbp.network.passes import Pass, drop
 from distbp.parallel.tree import Rows
 
 DOCS = Path(__file__).parents[2] / "docs" / "backpropagation.md"
@@ -419,7 +420,7 @@ def test_a_shard_has_the_same_bytes_in_any_stack(rows, hidden, dtype):
             if counts[1] < rows:  # where a padded shard is stacked with full ones, all go the padded way
                 pairs = [(s, s + n) for n in (2, 3, 5, 8) for s in range(0, 9 - n)]
             else:
-                pairs = [(s, e) for s in range(8) for e in range(s + 1, 9)]
+                pairs = list(itertools.combinations(range(9), 2))
             for start, stop in pairs:
                 assert bytes_of_shards(network, theta, x, y, counts, start, stop, dropping) == together[start:stop]
 
@@ -451,7 +452,7 @@ def test_wide_shards_have_the_same_bytes_in_any_stack(dtype):
         y = np.eye(10, dtype=dtype)[random.integers(0, 10, (8, rows))]
         counts = [rows] * 8
         together = bytes_of_shards(network, theta, x, y, counts, 0, 8, False)
-        for start, stop in [(s, s + n) for n in range(1, 8) for s in range(9 - n)]:
+        for start, stop in itertools.combinations(range(9), 2):
             assert bytes_of_shards(network, theta, x, y, counts, start, stop, False) == together[start:stop]
 
 
@@ -468,9 +469,9 @@ def masks(network, k, rows, first_shard, seed=1, step=2):
 def test_dropout_belongs_to_the_shard(dtype):
     network = Network((2, 5, 7, 3), ("relu",) * 3, "quadratic", dropout=0.5, dtype=dtype)
     whole = masks(network, 8, 6, 0)
-    for first, k in [(s, k) for k in range(1, 9) for s in range(9 - k)]:
-        for all_shards, some in zip(whole, masks(network, k, 6, first), strict=True):
-            assert all_shards[first : first + k].tobytes() == some.tobytes()
+    for first, last in itertools.combinations(range(9), 2):
+        for all_shards, some in zip(whole, masks(network, last - first, 6, first), strict=True):
+            assert all_shards[first:last].tobytes() == some.tobytes()
     for other in (masks(network, 8, 6, 1), masks(network, 8, 6, 0, seed=2), masks(network, 8, 6, 0, step=3)):
         assert all((mine != theirs).any() for mine, theirs in zip(whole, other, strict=True))
     assert len({shard.tobytes() for shard in whole[0]}) == 8

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from golden.cases import CASES, RULES, steps
 
-from distbp.network.network import Network, Pass
+from distbp.network.network import Network
+from distbp.network.passes import Pass
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.oracle
@@ -56,7 +59,7 @@ def torch_steps(case):
     """Yield (cost sum, mean gradient, its norm, theta) of each step as PyTorch takes it."""
     theta = case.theta()
     weights, biases, start = [], [], 0
-    for n_in, n_out in zip(case.widths, case.widths[1:], strict=False):
+    for n_in, n_out in itertools.pairwise(case.widths):
         weights.append(tensor(theta[start : start + n_in * n_out].reshape(n_out, n_in)).requires_grad_())
         start += n_in * n_out
     for n_out in case.widths[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_shard_sizes_differ_by_at_most_one(n_rows, n_shards):
     cut = [bounds(n_rows, n_shards, shard) for shard in range(n_shards)]
     assert cut[0][0] == 0
     assert cut[-1][1] == n_rows
-    assert all(left[1] == right[0] for left, right in zip(cut, cut[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(cut))
     sizes = {last - first for first, last in cut}
     assert max(sizes) - min(sizes) <= 1
 
@@ -183,7 +184,7 @@ def rows_by_shard(n_rows, seed, fractions, size, n_shards):
             assert len(share.starts) == len(own) + 1
             assert share.starts[0] == 0
             assert share.starts[-1] == len(share)
-            for first, last in zip(share.starts, share.starts[1:], strict=False):
+            for first, last in itertools.pairwise(share.starts):
                 part.append(share.at(np.arange(first, last)).tolist())
     return parts
 
