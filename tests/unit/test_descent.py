@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distbp.descent import rules
+from distbp.descent import gradient, rules
 from distbp.descent.gradient import PIECE, mean_gradient, pieces
 from distbp.descent.rules import STATE, Rule
 from distbp.descent.schedule import learning_rate
@@ -110,9 +110,11 @@ def test_pieces_give_the_bytes_of_one_piece(rule, dtype, n_weights, monkeypatch)
         return found.tobytes(), {name: array.tobytes() for name, array in rule_.state.items()}
 
     in_pieces = after()
-    monkeypatch.setattr(rules, "PIECE", n)
+    for module in (gradient, rules):
+        monkeypatch.setattr(module, "PIECE", n)
     assert after() == in_pieces
-    monkeypatch.setattr(rules, "PIECE", 1000)
+    for module in (gradient, rules):
+        monkeypatch.setattr(module, "PIECE", 1000)
     assert after() == in_pieces
 
 
