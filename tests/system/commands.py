@@ -147,11 +147,11 @@ class Process:
         try:
             code = self.popen.wait(limit)
         except subprocess.TimeoutExpired:
-            self.end()
+            self.kill()
             raise AssertionError(f"still running after {limit:g} s\n{self.text(0)}\n{self.text(1)}") from None
         return Done(code, self.text(0), self.text(1))
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Kill the command and all it started."""
         for pid in [*descendants(self.pid), self.pid] if self.popen.poll() is None else []:
             try:
@@ -159,6 +159,10 @@ class Process:
             except ProcessLookupError:
                 continue
         self.popen.wait()
+
+    def end(self) -> None:
+        """Kill the command if it still runs, and forget its outputs."""
+        self.kill()
         for file in self._files:
             file.close()
 
