@@ -129,20 +129,18 @@ class Part:
         """Return the rows of one of this rank's shards (numbered from 0 on this rank)."""
         return self.share.starts[own_shard + 1] - self.share.starts[own_shard]
 
-    def fill(self, own_shard: int, positions: NDArray[np.int64], x: Array, y: Array) -> None:
-        """Write rows of one of this rank's shards into the first rows of x, (rows, n_0), and y, (rows, n_L)."""
-        n = len(positions)
-        found = positions + self.share.starts[own_shard]
+    def fill(self, positions: NDArray[np.int64], x: Array, y: Array) -> None:
+        """Write the rows at `positions` of this rank's share into x, (rows, n_0), and y, (rows, n_L). **Local.**"""
         if self.kept:
-            np.take(self._x, found, axis=0, out=x[:n], mode="clip")
-            targets = self._y[found]
+            np.take(self._x, positions, axis=0, out=x, mode="clip")
+            targets = self._y[positions]
         else:
-            x[:n], targets = self._read(self.share.at(found))
+            x[...], targets = self._read(self.share.at(positions))
         if self.one_hot:
-            y[:n] = 0
-            y[np.arange(n), targets] = 1
+            y[...] = 0
+            y[np.arange(len(y)), targets] = 1
         else:
-            y[:n] = targets
+            y[...] = targets
 
     def _read(self, rows: NDArray[np.int64]) -> tuple[Array, Array]:
         x, y = self.source.read(rows)

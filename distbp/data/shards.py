@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +117,7 @@ class Batches:
         most = -(-n_rows // n_shards)  # rows of the largest shard
         return cls(n_rows, n_shards, most if batch_size == "all" else min(int(batch_size) // n_shards, most))
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch; every training row counts in exactly one of them."""
         return -(-self.n_rows // self.n_shards // self.rows) if self.n_rows else 0

@@ -69,11 +69,12 @@ class Evaluator:
         W, b = self.network.layout.views(theta)
         pass_ = self._pass = self._pass or Pass(self.network, 1, self.rows, training=False)
         for s in range(k):
+            first = part.share.starts[s]
             for start in range(0, part.n_own(s), self.rows):
                 if stop:
                     break
                 n = min(self.rows, part.n_own(s) - start)
-                part.fill(s, np.arange(start, start + n), pass_.x[0], pass_.y[0])
+                part.fill(first + np.arange(start, start + n), pass_.x[0, :n], pass_.y[0, :n])
                 pass_.count([n])
                 self.network.forward(W, b, pass_)
                 of_y[s] = scaling.merge(of_y[s], self._add(pass_, n, sums[s], table))

@@ -107,11 +107,16 @@ class Stepper:
         if pass_ is None:
             pass_ = self.passes[k, rows] = Pass(self.network, k, rows)
         epoch, counts, own = self.batches.epoch(self.step), [], start - self.own.start
+        positions = np.zeros((k, rows), np.int64)  # in this rank's share; 0 stands where a short batch is padded
         for i in range(k):
             first, last = self.batches.taken(self.step, start + i)
             if last > first:
-                self.part.fill(own + i, self.orders[own + i].rows(epoch, first, last), pass_.x[i], pass_.y[i])
+                found = self.orders[own + i].rows(epoch, first, last)
+                positions[i, : last - first] = found + self.part.share.starts[own + i]
             counts.append(last - first)
+        if len(self.part.share):
+            flat = k * rows
+            self.part.fill(positions.reshape(flat), pass_.x.reshape(flat, -1), pass_.y.reshape(flat, -1))
         pass_.count(counts)
         drop(self.network, pass_, self.seed, self.step, start)
         self.network.forward(self.W, self.b, pass_)  # (1) (2)

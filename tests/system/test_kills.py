@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from commands import LONG, STEP_DRIVER, alive, wait_for
@@ -54,7 +55,7 @@ def test_killed_while_a_checkpoint_is_written(here, goes_on):
         if here.last_step("mine") < 3 or not here.leftovers("mine"):
             return False
         os.kill(process.pid, signal.SIGSTOP)
-        wait_for(lambda: f"\nState:\tT" in open(f"/proc/{process.pid}/status").read(), "the process to stand still")
+        wait_for(lambda: "\nState:\tT" in Path(f"/proc/{process.pid}/status").read_text(), "a process that stands still")
         if here.leftovers("mine"):
             return True
         os.kill(process.pid, signal.SIGCONT)
