@@ -34,7 +34,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     target = from_text(given.target) if given.target is not None else None
     found = evaluate(given.run, given.data, runs=given.runs, target=target)
     if given.json:
-        parts = {name: {"rows": e.rows, "cost": e.mean_cost, **e.metrics} for name, e in found.items()}
+        parts = {name: {"rows": e.rows, **e.to_json()} for name, e in found.items()}
         print(json.dumps(parts))
     else:
         report(found)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: written by a thread while training goes on, the last few and the best kept.
 
 Training stops for the copy of the state, and no longer unless the disk cannot keep up: copies that wait to be written
-are held up to a bound, then `save` waits. A best checkpoint that has not been written when a better one comes is
+are held up to a bound, then `save` waits. A best checkpoint that still waits when the next is a better one is
 dropped. A failed write is kept in `failure` until the loop asks for it and stops all ranks together.
 """
 
@@ -106,8 +106,8 @@ class Checkpoints:
         copy = {name: np.array(array) for name, array in tensors.items()}
         size = sum(array.nbytes for array in copy.values())
         with self._changed:
-            if best_only:
-                self._queue = deque(item for item in self._queue if not item[1])
+            if best_only and self._queue and self._queue[-1][1]:
+                self._queue.pop()  # a best one that no later checkpoint knows of
             self._changed.wait_for(lambda: size * len(self._queue) <= WAITING or not self._queue or self.failure)
             self._queue.append((step, best_only, copy, about))
             self._changed.notify_all()

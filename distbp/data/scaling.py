@@ -77,16 +77,31 @@ class Scaling:
 
     @classmethod
     def of(cls, kind: str, of_all: Array) -> Scaling:
-        """Return the scaling of a kind (none, standard, minmax) for merged statistics."""
-        columns = of_all.shape[1]
-        if kind == "standard":
-            shift, width = of_all[MEAN], np.sqrt(of_all[M2] / np.maximum(of_all[N], 1))
-        elif kind == "minmax":
-            shift, width = of_all[MIN], of_all[MAX] - of_all[MIN]
-        else:
-            shift, width = np.zeros(columns), np.ones(columns)
-        constant = of_all[MIN] == of_all[MAX] if kind != "none" else np.zeros(columns, bool)
-        return cls(shift.copy(), np.where(constant, 1.0, 1 / np.where(constant | (width == 0), 1.0, width)))
+        """Return the scaling of a kind (none, standard, minmax) for merged statistics.
+
+        Raises
+        ------
+        ValueError
+            A column of finite numbers is spread too widely, or too narrowly, to be scaled in float64.
+        """
+        shift, width = np.zeros(of_all.shape[1]), np.ones(of_all.shape[1])
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            if kind == "standard":
+                shift, width = of_all[MEAN].copy(), np.sqrt(of_all[M2] / np.maximum(of_all[N], 1))
+            elif kind == "minmax":
+                shift, width = of_all[MIN].copy(), of_all[MAX] - of_all[MIN]
+            factor = np.where(of_all[MIN] == of_all[MAX], 1.0, 1 / width)
+        if kind == "none":
+            factor = width
+        finite = np.isfinite(of_all[MIN]) & np.isfinite(of_all[MAX])
+        unusable = finite & ~(np.isfinite(factor) & (factor > 0))
+        if unusable.any():
+            column = int(np.flatnonzero(unusable)[0])
+            raise ValueError(
+                f"column {column}: expected values that {kind} scaling can bring together, "
+                f"got {of_all[MIN, column]:g} ... {of_all[MAX, column]:g}. Give that column in other units."
+            )
+        return cls(shift, factor)
 
     def apply(self, values: Array, dtype: Any) -> Array:
         """Return scaled rows as `dtype`, a new array."""

@@ -72,12 +72,13 @@ def _absolute_start(z: Array, a: Array, y: Array, delta: Array) -> None:
 def _huber(width: float) -> Cost:
     def per_sample(z: Array, a: Array, y: Array) -> Array:
         e = np.abs(a - y)
-        inner = np.minimum(e, width)
+        inner = np.minimum(e, min(width, float(np.finfo(e.dtype).max)))
         return (inner * (e - 0.5 * inner)).sum(axis=-1)  # type: ignore[no-any-return]
 
     def start_delta(z: Array, a: Array, y: Array, delta: Array) -> None:
         np.subtract(a, y, out=delta)
-        np.clip(delta, -width, width, out=delta)
+        limit = min(width, float(np.finfo(delta.dtype).max))
+        np.clip(delta, -limit, limit, out=delta)
 
     return Cost("huber", per_sample, start_delta)
 

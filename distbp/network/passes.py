@@ -70,7 +70,7 @@ def drop(network: Network, pass_: Pass, seed: int, step: int, first_shard: int) 
 
     **Local.** 16 random bits decide each activation, so the dropped share is a whole number of 65,536ths.
     """
-    n_dropped = round(network.dropout * 65536)
+    n_dropped = min(round(network.dropout * 65536), 65535)
     if not n_dropped:
         return
     pass_.dropping = True

@@ -12,6 +12,7 @@ Shapes: sums (k, n_sums) float64, one row a shard.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,11 @@ class Evaluation:
     confusion: NDArray[np.int64] | None
     classes: tuple[str, ...]
 
+    def to_json(self) -> dict[str, float | None]:
+        """Return cost and metrics as JSON holds them: null for one that is not finite."""
+        values = {"cost": self.mean_cost, **self.metrics}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
 
 class Evaluator:
     """Evaluates theta on a part, on all ranks together."""
@@ -59,6 +65,7 @@ class Evaluator:
         self.n_outputs = network.widths[-1]
         self._pass: Pass | None = None
 
+    @np.errstate(over="ignore", invalid="ignore")  # the cost of a diverged network may be infinite
     def evaluate(self, theta: Array, part: Part, stop: StopFlag, confusion: bool = False) -> Evaluation | None:
         """Return cost and metrics over all rows of a part, or None if any rank was asked to stop. **Collective.**"""
         table = confusion and self.task == "classification"

@@ -161,14 +161,13 @@ class Loop:
         while True:
             reason = self.limit_reached(end)
             improved = False
-            if not stop:
-                evaluation = None
-                if self.validation_due(reason):
-                    evaluation = self.validate()
-                    stop = evaluation is None
-                    improved = not stop and state.best_step == state.step
-                if not stop and state.epoch_rows and (reason or state.step % self.per_epoch == 0):
-                    self.close_epoch(evaluation, reason)
+            evaluation = None
+            if self.validation_due(reason) and not stop:
+                evaluation = self.validate()
+                stop = evaluation is None
+                improved = not stop and state.best_step == state.step
+            if state.epoch_rows and (reason or state.step % self.per_epoch == 0) and not self.validation_due(reason):
+                self.close_epoch(evaluation, reason)
             patience = self.settings.training.patience
             if patience and state.stale >= patience:
                 reason = reason or "early stopping"
@@ -251,7 +250,7 @@ class Loop:
             "epoch": state.step / self.per_epoch,
             "cost": state.epoch_cost / state.epoch_rows,
             "learning_rate": learning_rate(self.settings.descent, state.step - 1, self.per_epoch, self.last_step),
-            "validation": {"cost": evaluation.mean_cost, **evaluation.metrics} if evaluation else None,
+            "validation": evaluation.to_json() if evaluation else None,
             "rows_per_s": round(state.epoch_rows / passed, 1),
             "seconds": round(passed, 4),
             "compute_s": {"median": round(float(np.median(seconds)), 4), "slowest": round(seconds[slowest], 4),

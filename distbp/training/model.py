@@ -49,6 +49,7 @@ class Model:
         """Type of the outputs: the network's, or float64 where they are scaled back."""
         return self.network.dtype if self.y_scaling.plain else np.dtype(np.float64)
 
+    @np.errstate(over="ignore", invalid="ignore")  # as in evaluation
     def outputs(self, x: Array) -> Array:
         """Return a[L] for raw rows x, (rows, n_0): probabilities, or values in the targets' own units, (rows, n_L).
 

@@ -120,8 +120,9 @@ def load(settings: Settings, world: World, say: Callable[[str], None]) -> Proble
         x_own, y_own = shard_statistics(source, cut[0], data.allow_nonfinite, tick)
     stats_x = fold_shards(world.gather_shards(x_own, settings.n_shards), scaling.merge)
     stats_y = fold_shards(world.gather_shards(y_own, settings.n_shards), scaling.merge)
-    x_scaling = scaling.Scaling.of(data.scaling, stats_x)
-    y_scaling = scaling.Scaling.of(data.target_scaling if source.task == "regression" else "none", stats_y)
+    with world.together():
+        x_scaling = scaling.Scaling.of(data.scaling, stats_x)
+        y_scaling = scaling.Scaling.of(data.target_scaling if source.task == "regression" else "none", stats_y)
     counts = np.array([share.n_rows for share in cut])
     digest = hashlib.sha256(counts.tobytes() + stats_x.tobytes() + stats_y.tobytes())
 

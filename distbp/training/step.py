@@ -70,6 +70,7 @@ class Stepper:
         self.step = 0
         self.compute_seconds = 0.0  # spent outside communication since it was last set to 0
 
+    @np.errstate(over="ignore", invalid="ignore")  # a cost that is not finite is found and told below
     def take(self, step: int, eta: float, flags: Array) -> Totals:
         """Take the step from `step` to `step` + 1. **Collective.**
 

@@ -55,7 +55,9 @@ def test_killed_while_a_checkpoint_is_written(here, goes_on):
         if here.last_step("mine") < 3 or not here.leftovers("mine"):
             return False
         os.kill(process.pid, signal.SIGSTOP)
-        wait_for(lambda: "\nState:\tT" in Path(f"/proc/{process.pid}/status").read_text(), "a process that stands still")
+        wait_for(
+            lambda: "\nState:\tT" in Path(f"/proc/{process.pid}/status").read_text(), "a process that stands still"
+        )
         if here.leftovers("mine"):
             return True
         os.kill(process.pid, signal.SIGCONT)
@@ -106,7 +108,11 @@ def test_one_rank_alone_fails(here, goes_on, rank, how):
     assert done.code not in (0, 75)
     if "Memory" in how:
         assert done.code == 1
-        assert done.err.count("distbp: ") == done.err.count(f"distbp: rank {rank} of 3 failed: MemoryError: no room\n") == 1
+        assert (
+            done.err.count("distbp: ")
+            == done.err.count(f"distbp: rank {rank} of 3 failed: MemoryError: no room\n")
+            == 1
+        )
         assert "Traceback" not in done.err
     goes_on("mine", OFTEN, 2)
 
@@ -119,7 +125,9 @@ def test_with_debug_the_failing_rank_shows_where(here):
 
 
 def test_an_exception_alone_is_exit_1(here):
-    done = here.run(*LONG, "--name", "mine", driver=STEP_DRIVER.format(code="if step == 7: raise MemoryError('no room')"))
+    done = here.run(
+        *LONG, "--name", "mine", driver=STEP_DRIVER.format(code="if step == 7: raise MemoryError('no room')")
+    )
     assert (done.code, done.err) == (1, "distbp: MemoryError: no room\n")
 
 

@@ -147,6 +147,16 @@ def test_worked_example_of_the_docs():
     assert said == {name: pytest.approx(value, abs=5.0001e-7) for name, value in found.items()}
 
 
+def test_the_docs_name_files_and_functions_that_exist():
+    section = DOCS.read_text().split("## 9.")[1]
+    rows = re.findall(r"^\| .+ \| `(distbp/.+\.py)` \| (.+) \|$", section, re.MULTILINE)
+    assert len(rows) == 11
+    for path, names in rows:
+        text = (DOCS.parents[1] / path).read_text()
+        for name in re.findall(r"`([\w.]+)`", names)[:1]:
+            assert re.search(rf"\b(def|class) {name.split('.')[-1]}\b|^    {name}: ", text, re.MULTILINE), (path, name)
+
+
 # By differences -----------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +245,8 @@ def test_padding_adds_nothing_and_is_forgotten(dtype):
     full = [array.tobytes() for array in computed(network, theta, pass_)]
     pass_.x[1, 3:] = pass_.y[1, 3:] = 77
     pass_.count([5, 3])
+    assert not pass_.x[1, 3:].any()
+    assert not pass_.y[1, 3:].any()
     sums, grad = computed(network, theta, pass_)
     by_row = [computed(network, theta, filled_pass(network, x[1:, r : r + 1], y[1:, r : r + 1])) for r in range(3)]
     tolerance = 1e-5 if dtype == "float32" else 1e-12
@@ -628,3 +640,16 @@ def test_huber_by_its_definition(width):
     delta = np.empty_like(z)
     huber.start_delta(z, z, y, delta)
     np.testing.assert_allclose(delta[0, :, 0], [t if abs(t) <= width else math.copysign(width, t) for t in e])
+
+
+def test_dropping_nearly_everything_is_no_error():
+    network = Network((2, 500, 1), ("relu", "identity"), "quadratic", dropout=0.999999)
+    pass_ = Pass(network, 1, 200)
+    drop(network, pass_, 0, 0, 0)
+    assert set(np.unique(pass_.kept[1])) <= {0.0, 65536.0}
+
+
+def test_a_huber_width_beyond_float32_is_no_error():
+    network = Network((1, 1), ("identity",), "huber", huber_width=1e300)
+    z = np.full((1, 1, 1), 3.0, np.float32)
+    assert network.cost.per_sample(z, z, z - 2).item() == 2.0

@@ -376,3 +376,16 @@ def test_infinite_values_are_allowed_through():
     assert np.isinf(found[scaling.MAX, 2])
     scaled = Scaling.of("standard", found).apply(x, "float64")
     assert np.isfinite(scaled[:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), [("standard", [1e200, -1e200]), ("minmax", [0.0, 5e-324]), ("minmax", [1.7e308, -1.7e308])]
+)
+def test_a_column_that_cannot_be_scaled_is_named(kind, values):
+    x = np.array([[1.0, value] for value in values])
+    with np.errstate(over="ignore"), pytest.raises(ValueError) as caught:
+        Scaling.of(kind, statistics(x))
+    assert str(caught.value) == (
+        f"column 1: expected values that {kind} scaling can bring together, got {min(values):g} ... {max(values):g}. "
+        "Give that column in other units."
+    )
