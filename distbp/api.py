@@ -5,6 +5,7 @@
     result = train(settings({"network": {"widths": [64]}}), name="mine")
     print(result.validation.metrics["accuracy"], result.sha256)
     print(predict("mine", "more.csv"))
+    train(arrays=(x, y), name="from numpy")
 
 In a script under mpirun every rank calls the same functions with the same arguments; what they return is said there.
 The names are not in ``distbp`` itself because ``distbp.train`` is the module behind ``python -m distbp.train``.

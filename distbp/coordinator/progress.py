@@ -32,6 +32,7 @@ class Progress:
         self.speaks = speaks
         self._bar: Bar | None = None
         self._said = self._drawn = time.monotonic()
+        self._metric = ""  # of the last validation, for the bar
         self._first_step, self._started = 0, 0.0
         self._last_step = self._steps_per_epoch = 0
 
@@ -71,14 +72,15 @@ class Progress:
         now = time.monotonic()
         if self._bar and now - self._drawn > 0.1:
             self._drawn = now
-            text = f"cost {mean_cost:.4g}  {rows_per_second:,.0f} rows/s"
+            text = f"cost {mean_cost:.4g}  {self._metric}{rows_per_second:,.0f} rows/s"
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         elif not self._bar and now - self._said > QUIET:
             self._said = now
             self.say(f"step {step:,}  cost {mean_cost:.4g}  {rows_per_second:,.0f} rows/s{self._left(step)}")
 
-    def epoch(self, step: int, text: str, last: bool) -> None:
+    def epoch(self, step: int, text: str, metric: str, last: bool) -> None:
         """Tell of an epoch that ended at `step`: one in so many, the last, and any after a long silence."""
+        self._metric = metric
         epochs = self._last_step // self._steps_per_epoch
         every = -(-epochs // LINES) or 1
         if last or step // self._steps_per_epoch % every == 0 or time.monotonic() - self._said > QUIET:

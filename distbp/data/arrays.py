@@ -143,6 +143,11 @@ class ArraySource:
         return f"{self._x.label}: row {row}, column {column}"
 
 
+def in_memory(x: NDArray[Any], y: NDArray[Any], data: Data, cost: str) -> Source:
+    """Return arrays of the user's program as a source: x (rows, features), y (rows,) or (rows, outputs)."""
+    return ArraySource("memory", stored.Mapped("x", np.asarray(x)), stored.Mapped("y", np.asarray(y)), data, cost, None)
+
+
 def open_digits(data: Data, cost: str, like: Shape | None, target: bool) -> Source:
     """Open the bundled digits: 1,797 rows of 64 counts and the digit they show; data.target has no effect."""
     with gzip.open(DIGITS, "rt") as file:

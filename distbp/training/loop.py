@@ -257,11 +257,11 @@ class Loop:
             "rank": slowest}, "time": round(time.time(), 3),
         }  # fmt: skip
         text = f"epoch {state.step // self.per_epoch:>3}  step {state.step:,}  cost {entry['cost']:.4g}"
+        metrics = "".join(f"{name} {value:.4f} " for name, value in evaluation.metrics.items()) if evaluation else ""
         if evaluation:
-            text += f"  validation cost {evaluation.mean_cost:.4g}"
-            text += "".join(f" {name} {value:.4f}" for name, value in evaluation.metrics.items())
+            text += f"  validation cost {evaluation.mean_cost:.4g} {metrics[:-1]}"
         self.coordinator.journal(entry)
-        self.coordinator.progress.epoch(state.step, f"{text}  {entry['rows_per_s']:,.0f} rows/s", bool(reason))
+        self.coordinator.progress.epoch(state.step, f"{text}  {entry['rows_per_s']:,.0f} rows/s", metrics, bool(reason))
         state.epoch_cost = state.epoch_rows = 0.0
         self.stepper.compute_seconds = 0.0
         self._epoch_started = time.monotonic()

@@ -10,10 +10,13 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distbp.data import scaling
+from distbp.data.arrays import in_memory
 from distbp.data.part import Kept, Part, shard_statistics
 from distbp.data.shards import Batches, Share, shares
 from distbp.data.source import Shape, Source, open_source
@@ -23,6 +26,7 @@ from distbp.parallel.tree import fold_shards
 from distbp.parallel.world import World, shards_of
 from distbp.settings import COSTS, Settings
 
+Arrays = tuple[NDArray[Any], NDArray[Any]]
 HE = ("relu", "leaky_relu", "gelu")
 
 
@@ -85,7 +89,7 @@ def initial_kind(settings: Settings) -> str:
     return "he" if settings.network.activation in HE else "glorot"
 
 
-def load(settings: Settings, world: World, say: Callable[[str], None]) -> Problem:
+def load(settings: Settings, world: World, say: Callable[[str], None], arrays: Arrays | None = None) -> Problem:
     """Read this rank's rows and settle scaling and network. **Collective.**
 
     Parameters
@@ -94,6 +98,8 @@ def load(settings: Settings, world: World, say: Callable[[str], None]) -> Proble
         With `data.shards` a number.
     say
         Told of progress, on work of more than two seconds.
+    arrays
+        x and y in memory, the same on every rank, in place of `data.source`.
 
     Raises
     ------
@@ -104,7 +110,10 @@ def load(settings: Settings, world: World, say: Callable[[str], None]) -> Proble
     own = shards_of(world.rank, world.size, settings.n_shards)
     fractions = tuple(p if isinstance(p, float) else 0.0 for p in (data.validation, data.test))
     with world.together():
-        source = open_source(data.source, data, cost=settings.network.cost, seed=seed)
+        if arrays:
+            source = in_memory(*arrays, data, settings.network.cost)
+        else:
+            source = open_source(data.source, data, cost=settings.network.cost, seed=seed)
         network = make_network(settings, Shape.of(source))
         cut = shares(source.n_rows, seed, (fractions[0], fractions[1]), own, settings.n_shards)
         for share, name, wanted in zip(

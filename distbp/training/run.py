@@ -27,7 +27,7 @@ from distbp.settings import RESUMABLE, Settings
 from distbp.training.evaluation import Evaluation, Evaluator
 from distbp.training.loop import Coordinator, Loop, State
 from distbp.training.model import Model
-from distbp.training.problem import Problem, initial_kind, load
+from distbp.training.problem import Arrays, Problem, initial_kind, load
 from distbp.training.signals import StopFlag
 from distbp.training.step import Stepper
 
@@ -67,6 +67,7 @@ class Result:
 def train(
     settings: Settings | str | Path | None = None,
     *,
+    arrays: Arrays | None = None,
     name: str | None = None,
     runs: str | Path = "runs",
     resume: str | Path | None = None,
@@ -81,6 +82,9 @@ def train(
     settings
         What the run is, or the path of a TOML file that says it; the defaults train on the bundled digits. Not together
         with `resume`.
+    arrays
+        x, (rows, features), and y, (rows,) or (rows, outputs), in place of `data.source`; the same on every rank, and
+        given again with `resume`.
     name, runs
         The run's folder is ``runs/name``; by default the source and the time.
     resume
@@ -101,6 +105,8 @@ def train(
     """
     started = time.time()
     world = open_world()
+    if arrays is not None:
+        overrides = {**(overrides or {}), "data.source": "memory"}
     with world.guarded(), contextlib.ExitStack() as stack:
         stop = stop or stack.enter_context(StopFlag())
         progress = Progress(world.rank == 0 and not quiet)
@@ -123,7 +129,7 @@ def train(
             "exit": None,
         }
         _greet(world, session, settings, progress)
-        problem = load(settings, world, progress.say)
+        problem = load(settings, world, progress.say, arrays)
         if not resume:
             with world.together():
                 folder = RunFolder.create(path, settings.to_toml()) if world.rank == 0 else None

@@ -155,3 +155,20 @@ def test_a_replica_that_differs_is_named(world):
 def test_only_the_processes_that_the_launcher_started_are_the_world(world):
     if world.comm:
         assert world.size == int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
+
+
+def test_arrays_in_memory_train_like_the_same_rows_in_a_file(world, mpi_tmp_path):
+    x = np.arange(90.0).reshape(30, 3) % 7
+    y = np.arange(30) % 2
+    found = train(settings({"training": {"epochs": 2}}), arrays=(x, y), name="memory", runs=mpi_tmp_path, quiet=True)
+    if world.rank == 0:
+        np.savez(mpi_tmp_path / "rows.npz", x=x, y=y)
+    world.exchange(None)
+    source = {"data": {"source": str(mpi_tmp_path / "rows.npz")}, "training": {"epochs": 2}}
+    assert found.sha256 == train(settings(source), name="file", runs=mpi_tmp_path, quiet=True).sha256
+    again = train(arrays=(x, y), resume="memory", runs=mpi_tmp_path, overrides={"training.epochs": 3}, quiet=True)
+    assert again.step > found.step
+    with pytest.raises(
+        AgreedRuntimeError, match="expected the rows that the run was started on, got others from memory"
+    ):
+        train(arrays=(x + 1, y), resume="memory", runs=mpi_tmp_path, quiet=True)

@@ -1,12 +1,11 @@
 """A disk that is full, a file too large, a folder that cannot be written: said, nothing lost, and resumable after."""
 
 import os
-import resource
 import shutil
 import subprocess
 
 import pytest
-from commands import LONG, SMALL, about, wait_for
+from commands import LONG, SMALL, STEP_DRIVER, about, wait_for
 
 from distbp.coordinator import files
 
@@ -36,7 +35,7 @@ def whole(here, name):
     for path in here.checkpoints(name):
         tensors, values = files.read(path)
         assert f"step-{values['state']['step']:08d}" == path.stem
-        assert set(tensors) >= {"theta", "rule_mean", "rule_square"} or len(tensors) > 5
+        assert set(tensors) >= {"theta", "rule_mean", "rule_mean_square"}
     return len(here.checkpoints(name))
 
 
@@ -71,6 +70,7 @@ def test_the_disk_is_full_when_a_run_is_resumed(here, disk, goes_on):
     done = here.run("--resume", "mine", "--training.steps", 20)
     assert done.code in (1, 2)
     assert "No space left on device" in done.err
+    assert "runs/mine/" in done.err
     assert here.all_hashes("mine") == before
     assert (here.folder("mine") / "settings.toml").read_bytes() == settings
     filler.unlink()
@@ -84,10 +84,9 @@ def test_no_file_may_be_as_large_as_a_checkpoint(here, goes_on, ranks):
     size = here.checkpoints("mine")[-1].stat().st_size
     before = here.all_hashes("mine")
 
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
-
-    done = here.run("--resume", "mine", "--training.steps", 10000, ranks=ranks, preexec_fn=limited, limit=30)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))"
+    driver = STEP_DRIVER.format(code=f"if step == 6: {limit}")  # MPI itself makes larger files when it starts
+    done = here.run("--resume", "mine", "--training.steps", 10000, ranks=ranks, driver=driver, limit=30)
     assert done.code == 1
     assert done.err.count("distbp: ") == 1
     assert "runs/mine/checkpoints/step-000000" in done.err
@@ -99,7 +98,7 @@ def test_no_file_may_be_as_large_as_a_checkpoint(here, goes_on, ranks):
 
 def test_the_model_cannot_be_written(here, disk):
     """The disk fills up between the last checkpoint and the model."""
-    disk("size=1500k")
+    disk("size=1300k")
     arguments = (*WIDE, "--training.epochs", "0", "--training.steps", "4", "--training.model", "last")
     done = here.run(*arguments, "--name", "mine")
     assert whole(here, "mine") == 1

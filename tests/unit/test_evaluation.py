@@ -147,7 +147,7 @@ def test_progress_says_about_twenty_lines_and_the_last(capsys):
     progress = Progress(True)
     progress.start(0, 1000, 10)
     for epoch in range(1, 101):
-        progress.epoch(epoch * 10, f"epoch {epoch}", last=epoch == 100)
+        progress.epoch(epoch * 10, f"epoch {epoch}", "", last=epoch == 100)
     lines = capsys.readouterr().out.splitlines()
     assert [int(line.split()[1]) for line in lines] == list(range(5, 101, 5))
     assert lines[0].endswith(" left")
@@ -157,7 +157,7 @@ def test_a_quiet_rank_says_nothing(capsys):
     progress = Progress(False)
     progress.start(0, 10, 1)
     progress.step(1, 0.5, 100.0)
-    progress.epoch(1, "epoch", last=True)
+    progress.epoch(1, "epoch", "", last=True)
     progress.say("text")
     assert capsys.readouterr().out == ""
 

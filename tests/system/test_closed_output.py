@@ -1,0 +1,85 @@
+"""Standard output may be closed, full or never there: the run completes, and its model is whole."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+from commands import SMALL, is_open_mpi, mpirun, sha256
+
+ARGUMENTS = (*SMALL, "--training.epochs", "40")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Return the SHA-256 of the model of these runs."""
+    from commands import places
+
+    for place in places(tmp_path_factory.mktemp("open")):
+        assert place.run(*ARGUMENTS, "--name", "mine").code == 0
+        yield sha256(place.folder("mine") / "model.safetensors")
+
+
+def closed_pipe():
+    """Return the writing end of a pipe without a reader."""
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+def test_no_reader_from_the_start(here, model):
+    write = closed_pipe()
+    done = here.run(*ARGUMENTS, "--name", "mine", stdout=write)
+    os.close(write)
+    assert (done.code, done.err) == (0, "distbp: standard output is closed; the run goes on without it.\n")
+    assert sha256(here.folder("mine") / "model.safetensors") == model
+
+
+def test_a_reader_that_leaves_after_the_first_line(here, model):
+    read, write = os.pipe()
+    process = here.start(*ARGUMENTS, "--name", "mine", stdout=write)
+    os.close(write)
+    with os.fdopen(read) as reader:
+        assert reader.readline().startswith("distbp ")
+    done = process.wait()
+    assert done.code == 0
+    assert done.err in ("", "distbp: standard output is closed; the run goes on without it.\n")
+    assert sha256(here.folder("mine") / "model.safetensors") == model
+
+
+def test_a_full_device(here, model):
+    with open("/dev/full", "wb") as full:
+        done = here.run(*ARGUMENTS, "--name", "mine", stdout=full)
+    assert (done.code, done.err) == (0, "distbp: standard output is closed; the run goes on without it.\n")
+    assert sha256(here.folder("mine") / "model.safetensors") == model
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_a_process_without_the_stream(here, model, closed):
+    """Started with the descriptor closed, as some daemons do: then sys.stdout is None."""
+    import shlex
+    import sys
+
+    line = shlex.join([sys.executable, "-m", "distbp.train", *ARGUMENTS, "--name", "mine"])
+    done = subprocess.run(["sh", "-c", f"{line} {closed}"], cwd=here.path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert sha256(here.folder("mine") / "model.safetensors") == model
+
+
+def test_under_mpirun_the_reader_leaves(here):
+    """MPICH's mpirun itself dies of SIGPIPE and takes its ranks along: what is saved is whole, and the run goes on."""
+    read, write = os.pipe()
+    process = here.start(
+        *ARGUMENTS, "--training.epochs", "400", "--checkpoint.every", "5 steps", "--name", "mine", ranks=2, stdout=write
+    )
+    os.close(write)
+    with os.fdopen(read) as reader:
+        assert reader.readline().startswith("distbp ")
+    done = process.wait()
+    assert mpirun(1)
+    if done.code == 0:
+        assert (here.folder("mine") / "model.safetensors").exists()
+        return
+    assert is_open_mpi() or done.code in (-signal.SIGPIPE, 128 + signal.SIGPIPE)
+    if here.folder("mine").exists():
+        assert here.run("--resume", "mine", "--training.epochs", 40).code == 0
