@@ -33,6 +33,7 @@ class Rows:
         self.bytes = np.zeros((n_rows, self.n_bytes), np.uint8)
         self.tallies = self.bytes[:, : self.head].view(np.float64)
         self.vectors = self.bytes[:, self.head : self.head + n * self.dtype.itemsize].view(dtype)
+        self._views = list(zip(self.tallies, self.vectors, strict=True))  # of each row, made once
 
     def more(self, n_rows: int) -> Rows:
         """Return other rows of the same layout."""
@@ -40,8 +41,8 @@ class Rows:
 
     def add(self, i: int, j: int) -> None:
         """Add row `j` to row `i`."""
-        self.tallies[i] += self.tallies[j]
-        self.vectors[i] += self.vectors[j]
+        for into, other in zip(self._views[i], self._views[j], strict=True):
+            np.add(into, other, out=into)
 
 
 class Gathered:
