@@ -108,7 +108,7 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
         raise ValueError(
             f"{path}: expected format {FORMAT} or older, got {about['format']}. Install the distbp that wrote it."
         )
-    if about.get("sha256") != digest(tensors, about):
+    if about.get("sha256") != digest(tensors, about) or _text(about) != metadata["distbp"]:
         raise DamagedFileError(f"{path}: expected its SHA-256 to fit its contents, got a damaged file. Use another.")
     return tensors, about
 

@@ -23,12 +23,34 @@ RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 # A network that trains at once, and one run that never ends by itself.
 SMALL = (
-    *"--data.source synthetic --data.rows 400 --data.features 8 --data.outputs 3 --network.widths 8".split(),
-    *"--training.epochs 3".split(),
+    *[
+        "--data.source",
+        "synthetic",
+        "--data.rows",
+        "400",
+        "--data.features",
+        "8",
+        "--data.outputs",
+        "3",
+        "--network.widths",
+        "8",
+    ],
+    *["--training.epochs", "3"],
 )
 LONG = (
-    *"--data.source synthetic --data.rows 1000 --data.features 16 --data.outputs 4 --network.widths 32,16".split(),
-    *"--network.dropout 0.1 --descent.learning_rate 0.01 --training.epochs 1000000".split(),
+    *[
+        "--data.source",
+        "synthetic",
+        "--data.rows",
+        "1000",
+        "--data.features",
+        "16",
+        "--data.outputs",
+        "4",
+        "--network.widths",
+        "32,16",
+    ],
+    *["--network.dropout", "0.1", "--descent.learning_rate", "0.01", "--training.epochs", "1000000"],
 )
 
 # A driver: the real command, with one function changed. {code} runs before each step with self, step, rank.
@@ -71,8 +93,9 @@ def mpirun(ranks: int) -> list[str]:
 
 def is_open_mpi(program: str = "") -> bool:
     """Return whether mpirun is Open MPI's."""
-    text = subprocess.run([program or mpirun(1)[0], "--version"], capture_output=True, text=True, timeout=LIMIT).stdout
-    return "open mpi" in text.lower() or "openrte" in text.lower()
+    command = [program or mpirun(1)[0], "--version"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout.lower()
+    return "open mpi" in text or "openrte" in text
 
 
 def wait_for(event: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
@@ -115,7 +138,7 @@ class Process:
 
     def __init__(self, command: list[str], cwd: Path, env: Mapping[str, str | None] | None = None, **options: Any):
         merged = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **(env or {})}
-        self._files = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
+        self._files = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115  closed by `end`
         options = {"stdin": subprocess.DEVNULL, "stdout": self._files[0], "stderr": self._files[1], **options}
         self.popen = subprocess.Popen(
             command, cwd=cwd, env={k: v for k, v in merged.items() if v is not None}, start_new_session=True, **options

@@ -1,11 +1,13 @@
 """Standard output may be closed, full or never there: the run completes, and its model is whole."""
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 
 import pytest
-from commands import SMALL, is_open_mpi, mpirun, sha256
+from commands import SMALL, is_open_mpi, places, sha256
 
 ARGUMENTS = (*SMALL, "--training.epochs", "40")
 
@@ -13,8 +15,6 @@ ARGUMENTS = (*SMALL, "--training.epochs", "40")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Return the SHA-256 of the model of these runs."""
-    from commands import places
-
     for place in places(tmp_path_factory.mktemp("open")):
         assert place.run(*ARGUMENTS, "--name", "mine").code == 0
         yield sha256(place.folder("mine") / "model.safetensors")
@@ -57,11 +57,9 @@ def test_a_full_device(here, model):
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
 def test_a_process_without_the_stream(here, model, closed):
     """Started with the descriptor closed, as some daemons do: then sys.stdout is None."""
-    import shlex
-    import sys
-
     line = shlex.join([sys.executable, "-m", "distbp.train", *ARGUMENTS, "--name", "mine"])
-    done = subprocess.run(["sh", "-c", f"{line} {closed}"], cwd=here.path, capture_output=True, text=True, timeout=60)
+    shell = ["sh", "-c", f"{line} {closed}"]
+    done = subprocess.run(shell, check=False, cwd=here.path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert sha256(here.folder("mine") / "model.safetensors") == model
 
@@ -76,7 +74,6 @@ def test_under_mpirun_the_reader_leaves(here):
     with os.fdopen(read) as reader:
         assert reader.readline().startswith("distbp ")
     done = process.wait()
-    assert mpirun(1)
     if done.code == 0:
         assert (here.folder("mine") / "model.safetensors").exists()
         return

@@ -25,7 +25,7 @@ OPTIONS = ("--data.task", "classification", "--network.widths", "4", "--training
 
 
 @pytest.mark.parametrize("ranks", [None, 3])
-@pytest.mark.parametrize("row", [0, 57, 119])
+@pytest.mark.parametrize("row", [0, 119])
 def test_nan_in_npy(here, row, ranks):
     table = rows()
     table[row, 1] = np.nan
@@ -185,7 +185,8 @@ def test_a_cost_that_explodes(here, goes_on, ranks):
     (3, 0, "rank 0 of 3. "),
 ])  # fmt: skip
 @pytest.mark.parametrize(
-    "what", ["self.theta[:99] = np.nextafter(self.theta[:99], np.float32(9))", "next(iter(self.rule.state.values()))[3] += 1"]
+    "what",
+    ["self.theta[:99] = np.nextafter(self.theta[:99], np.float32(9))", "next(iter(self.rule.state.values()))[3] += 1"],
 )
 def test_a_replica_that_differs(here, goes_on, ranks, rank, where, what):
     driver = STEP_DRIVER.format(code=f"if step == 42 and rank == {rank}: {what}")
@@ -203,7 +204,18 @@ def test_a_replica_that_differs(here, goes_on, ranks, rank, where, what):
 def test_a_replica_that_differs_is_not_saved(here):
     """Between two checks a checkpoint is due: it is checked first."""
     driver = STEP_DRIVER.format(code="if step == 42 and rank == 1: self.theta[0] += 1")
-    done = here.run(*LONG, "--checkpoint.every", "11 steps", "--training.model", "last", "--name", "mine", ranks=3, driver=driver, limit=20)
+    done = here.run(
+        *LONG,
+        "--checkpoint.every",
+        "11 steps",
+        "--training.model",
+        "last",
+        "--name",
+        "mine",
+        ranks=3,
+        driver=driver,
+        limit=20,
+    )
     assert done.code == 1
     assert say(done).startswith(
         "step 44: expected the same theta and rule state on all ranks, got others on rank 1 of 3"
