@@ -29,6 +29,9 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     from distbp.parallel.world import AgreedValueError, error_text, launched
 
     arguments = sys.argv[1:] if arguments is None else arguments
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before we were started
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     first = launched()[1] == 0
     if not first:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  only rank 0 speaks
@@ -41,7 +44,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return DONE  # the reader wanted no more
     except Exception as error:
         if first:
             if "--debug" in arguments:

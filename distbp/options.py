@@ -7,6 +7,7 @@ which is made from the same table: ``python -m distbp.options > docs/settings.md
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +60,8 @@ def make(table: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | 
     merged: dict[str, dict[str, Any]] = {}
     for section, keys in (table or {}).items():
         if section not in SECTIONS:
-            problems.append(unknown(section, [*SECTIONS, *(f"[{s}] {k}" for s, k in known_keys() if k == section)]))
+            homes = [f"[{s}] {k}" for s, k in known_keys() if k == section]
+            problems.append(unknown(section, homes or list(SECTIONS)))
         elif not isinstance(keys, Mapping):
             problems.append(f"{section}: expected a section, got {keys!r}. Write [{section}] with its keys below it.")
         else:
@@ -86,7 +88,7 @@ def make(table: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | 
 
 def unknown(place: str, known: Sequence[str]) -> str:
     """Say that `place` is no setting, with the nearest name that is."""
-    short = {name.split(".")[-1]: name for name in known}
+    short = {re.split(r"[. ]", name)[-1]: name for name in known}
     near = difflib.get_close_matches(place, known, 1, 0.6)
     near = near or [short[n] for n in difflib.get_close_matches(place.rsplit(".", maxsplit=1)[-1], list(short), 1, 0.6)]
     action = f"Did you mean {near[0]}?" if near else "--help lists all settings."

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
 
 from distbp import command
 
@@ -71,37 +74,32 @@ def _kind(wanted: str, model: Model) -> str:
 
 
 def _write(output: str | None, kind: str, model: Model, found: Iterator[NDArray[Any]]) -> None:
-    """Write answers as they come: a file is complete or absent."""
-    import numpy as np
+    """Write answers as they come: a file is complete or absent, and nothing is written before the input is known good."""
+    from distbp.coordinator.files import unfinished
 
-    from distbp.coordinator import files
-
-    def answers() -> Iterator[NDArray[Any]]:
-        for a in found:
-            yield model.answers(a) if kind == "classes" else a
-
-    if output and output.endswith(".npy"):
-        pieces = list(answers())
-        whole = np.concatenate(pieces) if pieces else np.empty((0, model.network.widths[-1]), model.dtype)
-        place = Path(output).with_name(files.UNFINISHED + Path(output).name)
-        np.save(place, whole, allow_pickle=False)
-        files.finish(place, Path(output))
+    answers = (model.answers(a) if kind == "classes" else a for a in found)
+    first = next(answers, model.answers(np.empty((0, model.shape.n_outputs), model.dtype)))
+    if not output:
+        _write_csv(sys.stdout, kind, model, itertools.chain([first], answers))
         return
+    with unfinished(Path(output)) as beside:
+        if output.endswith(".npy"):
+            with open(beside, "wb") as file:
+                np.save(file, np.concatenate([first, *answers]), allow_pickle=False)
+        else:
+            with open(beside, "w", newline="", encoding="utf-8") as text:
+                _write_csv(text, kind, model, itertools.chain([first], answers))
+
+
+def _write_csv(file: TextIO, kind: str, model: Model, answers: Iterable[NDArray[Any]]) -> None:
+    """Write a header and one line a row."""
     task, n = model.shape.task, model.shape.n_outputs
     header = ["class"] if task == "classification" and kind == "classes" else list(model.shape.classes)
     header = header or (["value"] if n == 1 else [f"value_{j}" for j in range(n)])
-    beside = Path(output).with_name(files.UNFINISHED + Path(output).name) if output else None
-    file = open(beside, "w", newline="", encoding="utf-8") if beside else sys.stdout  # noqa: SIM115
-    try:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        for piece in answers():
-            writer.writerows(piece.reshape(len(piece), -1).astype(str))
-    finally:
-        if beside:
-            file.close()
-    if beside and output:
-        files.finish(beside, Path(output))
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    for piece in answers:
+        writer.writerows(piece.reshape(len(piece), -1).astype(str))
 
 
 if __name__ == "__main__":

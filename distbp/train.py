@@ -5,6 +5,7 @@ The run itself is in distbp/training: read step.py first, then loop.py.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -30,39 +31,34 @@ def train_command(arguments: Sequence[str]) -> int:
     from distbp.options import make, read_toml
     from distbp.parallel.world import AgreedValueError
 
-    with StopFlag() as stop:
-        parser = command.Parser(
-            "python -m distbp.train", DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.usage = (
-            "python -m distbp.train [SETTINGS.toml] [--section.key VALUE ...] [--name NAME] [--resume RUN] ..."
-        )
-        parser.add_argument("settings", nargs="?", metavar="SETTINGS.toml", help="settings file; the options below win")
-        parser.add_argument("--name", help="name of the run's folder (default: the source and the time)")
-        parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
-        parser.add_argument("--resume", metavar="RUN", help="go on with a run from its newest good checkpoint")
-        parser.add_argument("--print-settings", action="store_true", help="print all settings as TOML and leave")
-        parser.add_argument("--quiet", action="store_true", help="print errors only")
-        parser.add_settings()
-        try:
-            given, overrides = parser.read(arguments)
-            if given.resume and (given.settings or given.name):
-                raise ValueError(
-                    "--resume: expected no settings file and no --name beside it, got both. Leave them out."
-                )
-            if given.print_settings:
-                sys.stdout.write(make(read_toml(given.settings) if given.settings else None, overrides).to_toml())
-                return command.DONE
-        except ValueError as error:
-            raise AgreedValueError(str(error)) from None
-        from distbp.training.run import train
+    stop = StopFlag().listen()  # until the process ends: a second signal must not undo what the first asked for
+    parser = command.Parser("python -m distbp.train", DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.usage = "python -m distbp.train [SETTINGS.toml] [--section.key VALUE ...] [--name NAME] [--resume RUN] ..."
+    parser.add_argument("settings", nargs="?", metavar="SETTINGS.toml", help="settings file; the options below win")
+    parser.add_argument("--name", help="name of the run's folder (default: the source and the time)")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run from its newest good checkpoint")
+    parser.add_argument("--print-settings", action="store_true", help="print all settings as TOML and leave")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_settings()
+    try:
+        given, overrides = parser.read(arguments)
+        if given.resume and (given.settings or given.name):
+            raise ValueError("--resume: expected no settings file and no --name beside it, got both. Leave them out.")
+        if given.print_settings:
+            sys.stdout.write(make(read_toml(given.settings) if given.settings else None, overrides).to_toml())
+            return command.DONE
+    except ValueError as error:
+        raise AgreedValueError(str(error)) from None
+    from distbp.training.run import train
 
-        result = train(
-            given.settings, name=given.name, runs=given.runs, resume=given.resume, overrides=overrides,
-            quiet=given.quiet, stop=stop,
-        )  # fmt: skip
+    result = train(
+        given.settings, name=given.name, runs=given.runs, resume=given.resume, overrides=overrides,
+        quiet=given.quiet, stop=stop,
+    )  # fmt: skip
     if not given.quiet:
-        _tell(result, stop.name)
+        with contextlib.suppress(BrokenPipeError):
+            _tell(result, stop.name)
     return command.RESUMABLE if result.reason == "signal" else command.DONE
 
 

@@ -59,7 +59,9 @@ def newest_good(folder: Path, fits: Callable[[dict[str, Any]], str], say: Callab
         try:
             tensors, about = files.read(path)
             wrong = fits(about)
-        except files.DamagedFileError as error:
+        except files.NewerFormatError:
+            raise  # an older one would silently lose work
+        except (files.DamagedFileError, ValueError) as error:
             wrong = str(error)
         if not wrong:
             return path, tensors, about
@@ -82,13 +84,15 @@ class Checkpoints:
         The run's ``checkpoints``.
     keep
         Newest ones kept, beside the best.
+    step
+        Where the run goes on from: files of later steps are not its own, and left alone.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, step: int = 0) -> None:
         self.folder, self.keep = folder, keep
-        self.failure: OSError | None = None
-        self._regular = {step_of(path) for path in listed(folder)}
-        self._best = -1
+        self.failure: Exception | None = None
+        self._own = {step_of(path) for path in listed(folder) if step_of(path) <= step}
+        self._regular = set(self._own)
         self._queue: deque[tuple[int, bool, dict[str, Array], Mapping[str, Any]]] = deque()
         self._changed = threading.Condition()
         self._busy = self._closing = False
@@ -117,7 +121,7 @@ class Checkpoints:
 
         Raises
         ------
-        OSError
+        Exception
             A write failed; the checkpoints before it are whole.
         """
         with self._changed:
@@ -146,7 +150,7 @@ class Checkpoints:
             try:
                 files.write(self.folder / name_of(step), tensors, about)
                 self._tidy(step, best_only, about)
-            except OSError as error:
+            except Exception as error:  # whatever it is, the loop must learn of it
                 self.failure = error
             with self._changed:
                 self._busy = False
@@ -154,11 +158,12 @@ class Checkpoints:
 
     def _tidy(self, step: int, best_only: bool, about: Mapping[str, Any]) -> None:
         """Remove what is neither among the newest nor the best that the newest knows of."""
-        self._best = about["state"]["best_step"]
+        self._own.add(step)
         if not best_only:
             self._regular.add(step)
         self._regular = set(sorted(self._regular)[-self.keep :])
-        for path in listed(self.folder):
-            if step_of(path) not in self._regular and step_of(path) not in (self._best, step):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        kept = {*self._regular, about["state"]["best_step"], step}
+        for old in self._own - kept:
+            with contextlib.suppress(OSError):
+                (self.folder / name_of(old)).unlink(missing_ok=True)
+        self._own &= kept

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ UNFINISHED = ".unfinished-"  # how the name of a file that is being written begi
 
 class DamagedFileError(RuntimeError):
     """A file that was ours and is not whole any more."""
+
+
+class NewerFormatError(ValueError):
+    """A whole file that a later distbp wrote."""
 
 
 def digest(tensors: Mapping[str, Array], about: Mapping[str, Any]) -> str:
@@ -49,25 +53,39 @@ def write(path: Path, tensors: Mapping[str, Array], about: Mapping[str, Any]) ->
     """
     about = {"format": FORMAT, **about}
     about["sha256"] = digest(tensors, about)
-    beside = path.with_name(UNFINISHED + path.name)
-    try:
+    with unfinished(path) as beside:
         beside.touch()
         mode = beside.stat().st_mode  # as the user's umask has it; the library would leave 0600
         save_file(dict(tensors), beside, metadata={"distbp": _text(about)})
         beside.chmod(mode)
-        finish(beside, path)
-    except SafetensorError as error:
-        raise OSError(None, str(error), str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file that is complete or absent."""
+    """Write a small text file that is complete or absent; OSError as for `write`."""
+    with unfinished(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write; then flush it and rename it to `path`, or remove it if anything went wrong.
+
+    Raises
+    ------
+    OSError
+        Whatever was raised, with the file named.
+    """
     beside = path.with_name(UNFINISHED + path.name)
-    beside.write_text(text, encoding="utf-8")
-    finish(beside, path)
+    try:
+        yield beside
+        finish(beside, path)
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        text = error.strerror if isinstance(error, OSError) else None
+        raise OSError(number, text or str(error), str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def finish(beside: Path, path: Path) -> None:
@@ -88,7 +106,7 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     Raises
     ------
     ValueError
-        The file is missing, is not ours, or is of a newer format.
+        The file is missing or is not ours; a `NewerFormatError` if a later distbp wrote it.
     DamagedFileError
         It is not whole: cut off, or its SHA-256 does not fit.
     """
@@ -104,12 +122,12 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
         raise DamagedFileError(f"{path}: expected a whole file, got a damaged one ({error}). Use another.") from None
     if not isinstance(about, dict) or "format" not in about:
         raise ValueError(f"{path}: expected a file written by distbp, got another safetensors file. Check the path.")
-    if isinstance(about["format"], int) and about["format"] > FORMAT:
-        raise ValueError(
-            f"{path}: expected format {FORMAT} or older, got {about['format']}. Install the distbp that wrote it."
-        )
     if about.get("sha256") != digest(tensors, about) or _text(about) != metadata["distbp"]:
         raise DamagedFileError(f"{path}: expected its SHA-256 to fit its contents, got a damaged file. Use another.")
+    if about["format"] != FORMAT:
+        raise NewerFormatError(
+            f"{path}: expected format {FORMAT} or older, got {about['format']}. Install the distbp that wrote it."
+        )
     return tensors, about
 
 

@@ -120,7 +120,7 @@ class RunFolder:
         """Open the journal, dropping lines of later steps and a torn last line: those steps will be taken again."""
         path = self.path / "journal.jsonl"
         lines = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= step:
                     lines.append(line + "\n")
@@ -130,8 +130,11 @@ class RunFolder:
     def journal(self, entry: dict[str, Any]) -> None:
         """Append one line."""
         assert self._journal
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
+        try:
+            self._journal.write(json.dumps(entry) + "\n")
+            self._journal.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._journal.name) from error
 
     def write_run(self, entry: dict[str, Any]) -> None:
         """Write run.json: `entry` becomes the last of its ``sessions``, one for each start of the run."""

@@ -24,12 +24,15 @@ class Progress:
 
     Parameters
     ----------
-    speaks
-        False on every rank but 0, and where the user wants no output.
+    rank_0
+        False: nothing is said.
+    quiet
+        Only warnings are said.
     """
 
-    def __init__(self, speaks: bool) -> None:
-        self.speaks = speaks
+    def __init__(self, rank_0: bool, quiet: bool = False) -> None:
+        self.rank_0 = rank_0
+        self.speaks = rank_0 and not quiet
         self._bar: Bar | None = None
         self._said = self._drawn = time.monotonic()
         self._metric = ""  # of the last validation, for the bar
@@ -49,7 +52,13 @@ class Progress:
             self.speaks = False
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
-                print("distbp: standard output is closed; the run goes on without it.", file=sys.stderr, flush=True)
+            self.warn("standard output is closed; the run goes on without it")
+
+    def warn(self, text: str) -> None:
+        """Write a line on standard error that is wanted even where little else is."""
+        if self.rank_0:
+            with contextlib.suppress(OSError):
+                print(f"distbp: {text}", file=sys.stderr, flush=True)
 
     def start(self, step: int, last_step: int, steps_per_epoch: int) -> None:
         """Begin at `step`; `last_step` 0 means unknown."""

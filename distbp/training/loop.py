@@ -80,11 +80,11 @@ class Coordinator:
         self._every = float(count)
         self._minutes = settings.training.minutes
         self._started = self._saved = time.monotonic()
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
 
     @property
-    def failure(self) -> OSError | None:
-        """What went wrong on the disk."""
+    def failure(self) -> Exception | None:
+        """What went wrong while saving or writing the journal."""
         return self._failure or (self.checkpoints.failure if self.checkpoints else None)
 
     def flags(self, next_step: int, steps_per_epoch: int, stop: bool) -> Array:
@@ -156,7 +156,7 @@ class Loop:
         """Train to the end; return why: epochs, steps, time limit, early stopping or signal. **Collective.**"""
         state, descent, watch_best = self.state, self.settings.descent, self.settings.training.model == "best"
         stop = end = False
-        save = self.saved == state.step and self.validation_due("")  # it was left in the middle of a validation
+        save = self.saved == state.step and self.validation_due(self.limit_reached(False))  # left while validating
         self.coordinator.progress.start(state.step, self.last_step, self.per_epoch)
         while True:
             reason = self.limit_reached(end)

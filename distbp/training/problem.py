@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distbp.data import scaling
 from distbp.data.arrays import in_memory
-from distbp.data.part import Kept, Part, shard_statistics
+from distbp.data.part import Kept, Part, check_share, shard_statistics
 from distbp.data.shards import Batches, Share, shares
 from distbp.data.source import Shape, Source, open_source
 from distbp.network.network import Network
@@ -127,6 +127,8 @@ def load(settings: Settings, world: World, say: Callable[[str], None], arrays: A
         source = _kept(source, *cut)
         tick = _Ticker(len(cut[0]), say)
         x_own, y_own = shard_statistics(source, cut[0], data.allow_nonfinite, tick)
+        for share in () if data.allow_nonfinite else cut[1:]:
+            check_share(source, share)
     stats_x = fold_shards(world.gather_shards(x_own, settings.n_shards), scaling.merge)
     stats_y = fold_shards(world.gather_shards(y_own, settings.n_shards), scaling.merge)
     with world.together():
@@ -145,7 +147,8 @@ def load(settings: Settings, world: World, say: Callable[[str], None], arrays: A
         file = open_source(given, data, cost=settings.network.cost, seed=seed, like=Shape.of(source))
         whole, _, _ = shares(file.n_rows, seed, (0.0, 0.0), own, settings.n_shards)
         file = _kept(file, whole)
-        shard_statistics(file, whole, data.allow_nonfinite, lambda n: None)
+        if not data.allow_nonfinite:
+            check_share(file, whole)
         return part(file, whole)
 
     with world.together():

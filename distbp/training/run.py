@@ -22,7 +22,7 @@ from distbp.coordinator.progress import Progress
 from distbp.descent.rules import Rule
 from distbp.network.initial import initial_theta
 from distbp.options import make, read_toml
-from distbp.parallel.world import AgreedRuntimeError, World, open_world
+from distbp.parallel.world import AgreedRuntimeError, World, error_text, open_world
 from distbp.settings import RESUMABLE, Settings
 from distbp.training.evaluation import Evaluation, Evaluator
 from distbp.training.loop import Coordinator, Loop, State
@@ -108,8 +108,8 @@ def train(
     if arrays is not None:
         overrides = {**(overrides or {}), "data.source": "memory"}
     with world.guarded(), contextlib.ExitStack() as stack:
-        stop = stop or stack.enter_context(StopFlag())
-        progress = Progress(world.rank == 0 and not quiet)
+        stop = stack.enter_context(StopFlag()) if stop is None else stop
+        progress = Progress(world.rank == 0, quiet)
         stack.callback(progress.stop)
         with world.together():
             settled = _settle(settings, name, Path(runs), resume, overrides, world.size) if world.rank == 0 else None
@@ -177,10 +177,7 @@ class _Run:
             "fingerprint": problem.fingerprint,
         }
         self.state, self.saved = State(), -1
-        checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep) if folder else None
-        if checkpoints:
-            stack.enter_context(checkpoints)
-        self.coordinator = Coordinator(settings, progress, folder, checkpoints)
+        self.stack = stack
         self.evaluator = Evaluator(world, network, problem.shape, problem.y_scaling, settings.n_shards)
 
     def tensors(self) -> dict[str, Array]:
@@ -192,13 +189,11 @@ class _Run:
         loaded: Loaded | None = None
         with self.world.together():
             if self.folder and resume:
-                loaded = newest_good(self.folder.checkpoints, self.fits, self.progress.say)
+                loaded = newest_good(self.folder.checkpoints, self.fits, self.progress.warn)
                 before = (self.folder.sessions() or [{}])[-1]
                 changed = differences(session, before)
                 if changed:
-                    self.progress.say(
-                        f"note: not as before: {', '.join(changed)}; bits may differ from an unbroken run's."
-                    )
+                    self.progress.warn(f"not as before: {', '.join(changed)}; bits may differ from an unbroken run's")
         about = self.world.from_rank_0(loaded[2] if loaded else None)
         if about:
             if about["fingerprint"] != self.problem.fingerprint:
@@ -212,6 +207,7 @@ class _Run:
                 self.world.broadcast(array)
             self.state = State.from_json(about["state"])
             self.saved = self.state.step
+            self.forget_a_lost_best()
             self.progress.say(f"resumed after step {self.state.step:,}")
         with self.world.together():
             if self.folder:
@@ -219,6 +215,22 @@ class _Run:
                     files.write_text(self.folder.path / "settings.toml", self.settings.to_toml())
                 self.folder.start_journal(self.state.step)
                 self.folder.write_run(session)
+
+    def forget_a_lost_best(self) -> None:
+        """Look for the best anew where its checkpoint is not whole, or was never kept. **Collective.**"""
+        best = self.state.best_step
+        if self.settings.training.model == "last" or best in (-1, self.state.step):
+            return
+        wrong = ""
+        if self.folder:
+            try:
+                files.read(self.folder.checkpoints / name_of(best))
+            except (ValueError, RuntimeError) as error:
+                wrong = str(error)
+        wrong = self.world.from_rank_0(wrong)
+        if wrong:
+            self.progress.warn(f"the best model is looked for anew from here: {wrong}")
+            self.state.best_step, self.state.best_cost, self.state.stale = -1, float("inf"), 0
 
     def fits(self, about: Mapping[str, Any]) -> str:
         """Return what is wrong with a checkpoint's plain values, "" if they are of this run."""
@@ -238,17 +250,22 @@ class _Run:
         settings, problem = self.settings, self.problem
         seed = settings.training.seed
         stepper = Stepper(self.world, problem.network, self.rule, self.theta, problem.training, problem.batches, seed)
+        checkpoints = None
+        if self.folder:
+            keep = settings.checkpoint.keep
+            checkpoints = self.stack.enter_context(Checkpoints(self.folder.checkpoints, keep, self.state.step))
+        coordinator = Coordinator(settings, self.progress, self.folder, checkpoints)
         loop = Loop(
-            self.world, settings, problem, stepper, self.evaluator, self.coordinator, self.state, self.tensors(),
-            self.about, self.stop, self.saved,
+            self.world, settings, problem, stepper, self.evaluator, coordinator, self.state, self.tensors(), self.about,
+            self.stop, self.saved,
         )  # fmt: skip
         reason = loop.run()
         self.progress.stop()
         with self.world.together():
-            if self.coordinator.failure:
-                raise self.coordinator.failure
-            if self.coordinator.checkpoints:
-                self.coordinator.checkpoints.flush()
+            if coordinator.failure:
+                raise RuntimeError(error_text(coordinator.failure)) from coordinator.failure
+            if checkpoints:
+                checkpoints.flush()
         path = self.world.from_rank_0(str(self.folder.path) if self.folder else None)
         stopped = Result(Path(path), "signal", self.state.step, -1, None, None, None, "")
         if reason == "signal":

@@ -27,10 +27,14 @@ class StopFlag:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = self.name or signal.Signals(number).name
 
-    def __enter__(self) -> StopFlag:
+    def listen(self) -> StopFlag:
+        """Take the three signals from now on, where this is the main thread."""
         if threading.current_thread() is threading.main_thread() and not self._before:
             self._before = [signal.signal(number, self._note) for number in ASKS_TO_STOP]
         return self
+
+    def __enter__(self) -> StopFlag:
+        return self.listen()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
