@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import os
 import sys
@@ -74,7 +75,7 @@ def _kind(wanted: str, model: Model) -> str:
 
 
 def _write(output: str | None, kind: str, model: Model, found: Iterator[NDArray[Any]]) -> None:
-    """Write answers as they come: a file is complete or absent, and nothing is written before the input is known good."""
+    """Write answers as they come, none before the input is known to be good; a file is complete or absent."""
     from distbp.coordinator.files import unfinished
 
     answers = (model.answers(a) if kind == "classes" else a for a in found)
@@ -84,8 +85,9 @@ def _write(output: str | None, kind: str, model: Model, found: Iterator[NDArray[
         return
     with unfinished(Path(output)) as beside:
         if output.endswith(".npy"):
-            with open(beside, "wb") as file:
-                np.save(file, np.concatenate([first, *answers]), allow_pickle=False)
+            buffer = io.BytesIO()  # written by Python, whose errors say what is wrong with the disk
+            np.save(buffer, np.concatenate([first, *answers]), allow_pickle=False)
+            beside.write_bytes(buffer.getbuffer())
         else:
             with open(beside, "w", newline="", encoding="utf-8") as text:
                 _write_csv(text, kind, model, itertools.chain([first], answers))

@@ -59,7 +59,10 @@ def train_command(arguments: Sequence[str]) -> int:
     if not given.quiet:
         with contextlib.suppress(BrokenPipeError):
             _tell(result, stop.name)
-    return command.RESUMABLE if result.reason == "signal" else command.DONE
+    if result.reason != "signal":
+        return command.DONE
+    stop.ignore()
+    return command.RESUMABLE
 
 
 def _tell(result: object, signal_name: str) -> None:

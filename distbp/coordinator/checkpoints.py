@@ -83,7 +83,7 @@ class Checkpoints:
     folder
         The run's ``checkpoints``.
     keep
-        Newest ones kept, beside the best.
+        Newest ones kept, beside the best that each of them knows of.
     step
         Where the run goes on from: files of later steps are not its own, and left alone.
     """
@@ -91,8 +91,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, step: int = 0) -> None:
         self.folder, self.keep = folder, keep
         self.failure: Exception | None = None
-        self._own = {step_of(path) for path in listed(folder) if step_of(path) <= step}
-        self._regular = set(self._own)
+        found = [path for path in listed(folder) if step_of(path) <= step]
+        self._own = {step_of(path) for path in found}
+        self._regular = {step_of(path): files.about(path).get("state", {}).get("best_step", -1) for path in found}
         self._queue: deque[tuple[int, bool, dict[str, Array], Mapping[str, Any]]] = deque()
         self._changed = threading.Condition()
         self._busy = self._closing = False
@@ -157,12 +158,13 @@ class Checkpoints:
                 self._changed.notify_all()
 
     def _tidy(self, step: int, best_only: bool, about: Mapping[str, Any]) -> None:
-        """Remove what is neither among the newest nor the best that the newest knows of."""
+        """Remove what is neither among the newest nor the best that one of them, or this one, knows of."""
+        best = about["state"]["best_step"]
         self._own.add(step)
         if not best_only:
-            self._regular.add(step)
-        self._regular = set(sorted(self._regular)[-self.keep :])
-        kept = {*self._regular, about["state"]["best_step"], step}
+            self._regular[step] = best
+        self._regular = {s: self._regular[s] for s in sorted(self._regular)[-self.keep :]}
+        kept = {*self._regular, *self._regular.values(), step, best}
         for old in self._own - kept:
             with contextlib.suppress(OSError):
                 (self.folder / name_of(old)).unlink(missing_ok=True)

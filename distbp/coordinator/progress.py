@@ -52,7 +52,7 @@ class Progress:
             self.speaks = False
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
-            self.warn("standard output is closed; the run goes on without it")
+            self.warn("standard output is closed; the run goes on without it.")
 
     def warn(self, text: str) -> None:
         """Write a line on standard error that is wanted even where little else is."""

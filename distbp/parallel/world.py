@@ -213,5 +213,5 @@ def error_text(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = error.filename or "system"
         return f"{place}: expected to be able to use it, got: {error.strerror}. Check the path and the disk."
-    plain = type(error) in (ValueError, RuntimeError, AgreedValueError, AgreedRuntimeError)
-    return str(error) if plain else f"{type(error).__name__}: {error}"
+    ours = type(error) in (ValueError, RuntimeError) or type(error).__module__.startswith("distbp.")
+    return str(error) if ours else f"{type(error).__name__}: {error}"

@@ -33,6 +33,11 @@ class StopFlag:
             self._before = [signal.signal(number, self._note) for number in ASKS_TO_STOP]
         return self
 
+    def ignore(self) -> None:
+        """Ignore the three signals for good: the process is about to leave, and Python would make them deadly again."""
+        for number in ASKS_TO_STOP:
+            signal.signal(number, signal.SIG_IGN)
+
     def __enter__(self) -> StopFlag:
         return self.listen()
 

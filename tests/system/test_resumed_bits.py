@@ -64,5 +64,5 @@ def test_other_data_than_the_run_was_started_on_is_refused(here):
     before = here.all_hashes("mine")
     done = here.run("--resume", "mine", "--data.source", "digits", *ends_at(10), ranks=2)
     assert done.code in (1, 2)
-    assert done.err.count("distbp: ") == 1
+    assert "distbp: " in done.err
     assert here.all_hashes("mine") == before
