@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from distbp.coordinator.progress import Progress
 from distbp.descent.rules import Rule
 from distbp.network.initial import initial_theta
 from distbp.options import make, read_toml
-from distbp.parallel.world import AgreedRuntimeError, World, error_text, open_world
+from distbp.parallel.world import AgreedValueError, World, error_text, open_world
 from distbp.settings import RESUMABLE, Settings
 from distbp.training.evaluation import Evaluation, Evaluator
 from distbp.training.loop import Coordinator, Loop, State
@@ -197,7 +198,7 @@ class _Run:
         about = self.world.from_rank_0(loaded[2] if loaded else None)
         if about:
             if about["fingerprint"] != self.problem.fingerprint:
-                raise AgreedRuntimeError(
+                raise AgreedValueError(
                     f"data.source: expected the rows that the run was started on, got others from "
                     f"{self.settings.data.source}. Give it the same data with --data.source."
                 )
@@ -309,7 +310,7 @@ def _settle(
     if resume is None:
         table = settings.model_dump() if isinstance(settings, Settings) else read_toml(settings) if settings else None
         settings = make(table, overrides).with_shards(size)
-        path = runs / (name or f"{Path(settings.data.source).name.partition('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}")
+        path = runs / (name or _free_name(settings.data.source, runs))
         if name is not None and (not name or Path(name).name != name or name.startswith(".")):
             raise ValueError(f"--name: expected a plain folder name, got {name!r}. Use --runs for the folder it is in.")
         refuse_existing(path)
@@ -324,6 +325,13 @@ def _settle(
             )
     path = run_path(resume, runs)
     return path, make(read_toml(path / "settings.toml"), overrides).with_shards(size)
+
+
+def _free_name(source: str, runs: Path) -> str:
+    """Return a name for a run that was given none: the source, the time, and a number where that is taken."""
+    name = f"{Path(source).name.partition('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (f"{name}-{n}" if n else name for n in itertools.count())
+    return next(name for name in names if not (runs / name).exists())
 
 
 def run_path(run: str | Path, runs: Path) -> Path:
