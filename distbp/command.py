@@ -21,18 +21,26 @@ from typing import Any, NoReturn
 from distbp.options import unknown
 from distbp.settings import SECTIONS, extra, to_toml_value
 
-DONE, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
+DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; every error is one message, on standard error, from one rank."""
-    from distbp.parallel.world import AgreedValueError, error_text, launched
+    from distbp.parallel.world import (
+        AgreedRuntimeError,
+        AgreedStopError,
+        AgreedValueError,
+        NoWorldError,
+        error_text,
+        launched,
+    )
 
     arguments = sys.argv[1:] if arguments is None else arguments
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before we were started
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    first = launched()[1] == 0
+    size, rank, _ = launched()
+    first = rank == 0
     if not first:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  only rank 0 speaks
     if "--debug" in arguments:
@@ -46,12 +54,20 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE  # the reader wanted no more
     except Exception as error:
-        if first:
+        agreed = isinstance(error, (AgreedValueError, AgreedRuntimeError, AgreedStopError))
+        if first or not agreed:  # what one rank alone knows, it alone can tell
             if "--debug" in arguments:
                 traceback.print_exc()
+            where = "" if agreed or size <= 1 else f"rank {rank} of {size}: "
             with contextlib.suppress(OSError):
-                print(f"distbp: {error_text(error)}", file=sys.stderr, flush=True)
-        return BAD_INPUT if isinstance(error, AgreedValueError) else FAILED
+                print(f"distbp: {where}{error_text(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, AgreedStopError):
+            return RESUMABLE
+        return BAD_INPUT if isinstance(error, (AgreedValueError, NoWorldError)) else FAILED
+    except KeyboardInterrupt:
+        if first:
+            print("distbp: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 class Parser(argparse.ArgumentParser):

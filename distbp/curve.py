@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -51,7 +52,10 @@ def draw(folder: Path, output: Path) -> None:
             f"curve: expected matplotlib, got: {error}. Install it with pip install 'distbp[plot]'."
         ) from None
     journal = folder / "journal.jsonl"
-    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()] if journal.exists() else []
+    lines = []
+    for line in journal.read_text("utf-8", errors="replace").splitlines() if journal.exists() else []:
+        with contextlib.suppress(ValueError):  # a line that is being written
+            lines.append(json.loads(line))
     if not lines:
         raise ValueError(f"{journal}: expected at least one epoch, got none. Train the run first.")
     figure, left = pyplot.subplots(figsize=(7, 3.2), layout="constrained")

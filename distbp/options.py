@@ -6,6 +6,7 @@ which is made from the same table: ``python -m distbp.options > docs/settings.md
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import sys
@@ -141,11 +142,12 @@ def misfit(cost: str, task: str) -> Iterator[str]:
 
 
 def from_text(text: str) -> Any:
-    """Return what `text` means as a TOML value, else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    """Return the number, truth value or list that `text` writes in TOML, else the text itself."""
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        table = tomllib.loads(f"value = {text}")
+        if set(table) == {"value"} and isinstance(table["value"], (bool, int, float, list)):
+            return table["value"]
+    return text
 
 
 def reference() -> str:

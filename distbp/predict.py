@@ -50,8 +50,8 @@ def predict_command(arguments: Sequence[str]) -> int:
     with world.guarded():
         model, settings, _ = open_model(given.run, Path(given.runs), world)
         with world.together():
-            kind = _kind(given.kind, model)
-            if given.output and not os.access(Path(given.output).resolve().parent, os.W_OK):
+            kind = model.kind(given.kind)
+            if given.output and world.rank == 0 and not os.access(Path(given.output).resolve().parent, os.W_OK):
                 raise ValueError(f"--output: expected a folder to write to, got {given.output}. Check its path.")
         target = from_text(given.target) if given.target is not None else None
         found = outputs(model, settings, given.input, world, target)
@@ -61,17 +61,6 @@ def predict_command(arguments: Sequence[str]) -> int:
         else:
             _write(given.output, kind, model, found)
     return command.DONE
-
-
-def _kind(wanted: str, model: Model) -> str:
-    """Return classes, probabilities or values; ValueError for one the model cannot give."""
-    task = model.shape.task
-    if wanted == "auto":
-        return "values" if task == "regression" else "classes"
-    if (wanted == "values") != (task == "regression"):
-        fits = "values" if task == "regression" else "classes or probabilities"
-        raise ValueError(f"--as: expected {fits} of a {task} model, got {wanted}. Leave it out.")
-    return wanted
 
 
 def _write(output: str | None, kind: str, model: Model, found: Iterator[NDArray[Any]]) -> None:

@@ -323,9 +323,7 @@ class Settings(Section):
             for section, keys in table.items()
         }
         target = self.data.target
-        if not (
-            isinstance(target, str) and ("/" in target or target.endswith((".npy", ".gz", "ubyte", ".idx", ".idx1")))
-        ):
+        if not (isinstance(target, str) and (target.endswith((".npy", ".gz", "ubyte", ".idx", ".idx1")))):
             state["data"]["target"] = target
         return state
 

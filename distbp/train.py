@@ -31,7 +31,7 @@ def train_command(arguments: Sequence[str]) -> int:
     from distbp.options import make, read_toml
     from distbp.parallel.world import AgreedValueError
 
-    stop = StopFlag().listen()  # until the process ends: a second signal must not undo what the first asked for
+    stop = StopFlag()  # listens from when MPI is there until the process ends: a second signal changes nothing
     parser = command.Parser("python -m distbp.train", DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.usage = "python -m distbp.train [SETTINGS.toml] [--section.key VALUE ...] [--name NAME] [--resume RUN] ..."
     parser.add_argument("settings", nargs="?", metavar="SETTINGS.toml", help="settings file; the options below win")

@@ -1,8 +1,8 @@
 """Checkpoints of a run: written by a thread while training goes on, the last few and the best kept.
 
 Training stops for the copy of the state, and no longer unless the disk cannot keep up: copies that wait to be written
-are held up to a bound, then `save` waits. A best checkpoint that still waits when the next is a better one is
-dropped. A failed write is kept in `failure` until the loop asks for it and stops all ranks together.
+are held up to a bound, then `save` waits. A failed write is kept in `failure` until the loop asks for it and stops
+all ranks together.
 """
 
 from __future__ import annotations
@@ -91,30 +91,21 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, step: int = 0) -> None:
         self.folder, self.keep = folder, keep
         self.failure: Exception | None = None
-        found = [path for path in listed(folder) if step_of(path) <= step]
-        self._own = {step_of(path) for path in found}
-        self._regular = {step_of(path): files.about(path).get("state", {}).get("best_step", -1) for path in found}
-        self._queue: deque[tuple[int, bool, dict[str, Array], Mapping[str, Any]]] = deque()
+        self._best = {  # of each own file: step -> the best step it knows of
+            step_of(path): files.best_step(path) for path in listed(folder) if step_of(path) <= step
+        }
+        self._queue: deque[tuple[int, dict[str, Array], Mapping[str, Any]]] = deque()
         self._changed = threading.Condition()
         self._busy = self._closing = False
         self._thread = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def save(self, step: int, tensors: Mapping[str, Array], about: Mapping[str, Any], best_only: bool) -> None:
-        """Take a copy of the state after `step` steps, to be written soon. **Local.**
-
-        Parameters
-        ----------
-        best_only
-            Written because it is the best yet, and kept only as long as it is.
-        """
-        copy = {name: np.array(array) for name, array in tensors.items()}
-        size = sum(array.nbytes for array in copy.values())
+    def save(self, step: int, tensors: Mapping[str, Array], about: Mapping[str, Any]) -> None:
+        """Take a copy of the state after `step` steps, to be written soon. **Local.**"""
+        size = sum(array.nbytes for array in tensors.values())
         with self._changed:
-            if best_only and self._queue and self._queue[-1][1]:
-                self._queue.pop()  # a best one that no later checkpoint knows of
             self._changed.wait_for(lambda: size * len(self._queue) <= WAITING or not self._queue or self.failure)
-            self._queue.append((step, best_only, copy, about))
+            self._queue.append((step, {name: np.array(array) for name, array in tensors.items()}, about))
             self._changed.notify_all()
 
     def flush(self) -> None:
@@ -145,27 +136,24 @@ class Checkpoints:
                 self._changed.wait_for(lambda: self._queue or self._closing)
                 if not self._queue or self.failure:
                     return
-                step, best_only, tensors, about = self._queue.popleft()
+                step, tensors, about = self._queue.popleft()
                 self._busy = True
                 self._changed.notify_all()
             try:
                 files.write(self.folder / name_of(step), tensors, about)
-                self._tidy(step, best_only, about)
+                self._tidy(step, about)
             except Exception as error:  # whatever it is, the loop must learn of it
                 self.failure = error
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
 
-    def _tidy(self, step: int, best_only: bool, about: Mapping[str, Any]) -> None:
-        """Remove what is neither among the newest nor the best that one of them, or this one, knows of."""
-        best = about["state"]["best_step"]
-        self._own.add(step)
-        if not best_only:
-            self._regular[step] = best
-        self._regular = {s: self._regular[s] for s in sorted(self._regular)[-self.keep :]}
-        kept = {*self._regular, *self._regular.values(), step, best}
-        for old in self._own - kept:
+    def _tidy(self, step: int, about: Mapping[str, Any]) -> None:
+        """Remove what is neither among the newest nor the best that one of them knows of."""
+        self._best[step] = about["state"]["best_step"]
+        newest = sorted(self._best)[-self.keep :]
+        kept = {*newest, *(self._best[s] for s in newest)}
+        for old in self._best.keys() - kept:
             with contextlib.suppress(OSError):
                 (self.folder / name_of(old)).unlink(missing_ok=True)
-        self._own &= kept
+        self._best = {s: best for s, best in self._best.items() if s in kept}

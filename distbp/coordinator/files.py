@@ -132,14 +132,13 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     return tensors, about
 
 
-def about(path: Path) -> dict[str, Any]:
-    """Return the plain values of a file without its arrays, unverified; none if they cannot be read."""
+def best_step(path: Path) -> int:
+    """Return the best step that a checkpoint knows of, unverified; -1 where it cannot be read."""
     try:
         with safe_open(path, framework="numpy") as file:
-            found = json.loads((file.metadata() or {}).get("distbp", "{}"))
-        return found if isinstance(found, dict) else {}
-    except (SafetensorError, OSError, ValueError):
-        return {}
+            return int(json.loads((file.metadata() or {})["distbp"])["state"]["best_step"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+        return -1
 
 
 def _text(about: Mapping[str, Any]) -> str:

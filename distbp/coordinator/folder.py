@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,15 +49,18 @@ class RunFolder:
             There is such a folder already, or none can be made there.
         """
         refuse_existing(path)
-        beside = path.with_name(f"{files.UNFINISHED}{path.name}-{os.getpid()}")
+        beside = None
         try:
-            beside.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=f"{files.UNFINISHED}{path.name}-", dir=path.parent))
             (beside / "checkpoints").mkdir()
+            beside.chmod((beside / "checkpoints").stat().st_mode)  # as the user's umask has it
             files.write_text(beside / "settings.toml", settings)
             folder = cls(beside)._locked()
             beside.rename(path)
         except OSError as error:
-            shutil.rmtree(beside, ignore_errors=True)
+            if beside:
+                shutil.rmtree(beside, ignore_errors=True)
             refuse_existing(path)
             raise ValueError(
                 f"{path}: expected to make a folder for the run, got: {error.strerror}. Choose --runs elsewhere."

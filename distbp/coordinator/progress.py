@@ -10,7 +10,8 @@ import contextlib
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -41,15 +42,17 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Write a line."""
-        if not self.speaks:
-            return
-        if self._bar:
-            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
-            return
+        if self.speaks and self._bar:
+            self._draw(self._bar.console.print, text, highlight=False, markup=False, soft_wrap=True)
+        elif self.speaks:
+            self._draw(print, text, flush=True)
+
+    def _draw(self, show: Callable[..., object], *what: Any, **how: Any) -> None:
+        """Show something; if standard output has gone, say so once and be silent from then on."""
         try:
-            print(text, flush=True)
+            show(*what, **how)
         except OSError:
-            self.speaks = False
+            self.speaks, self._bar = False, None
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
             self.warn("standard output is closed; the run goes on without it.")
@@ -69,10 +72,10 @@ class Progress:
 
             self._bar = Progress(
                 TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
-                TimeRemainingColumn(), transient=True,
+                TimeRemainingColumn(), transient=True, auto_refresh=False,
             )  # fmt: skip
             self._bar.add_task("", total=last_step or None, completed=step)
-            self._bar.start()
+            self._draw(self._bar.start)
 
     def step(self, step: int, mean_cost: float, rows_per_second: float) -> None:
         """Tell of a step, a few times a second at most."""
@@ -82,7 +85,7 @@ class Progress:
         if self._bar and now - self._drawn > 0.1:
             self._drawn = now
             text = f"cost {mean_cost:.4g}  {self._metric}{rows_per_second:,.0f} rows/s"
-            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+            self._draw(self._bar.update, self._bar.task_ids[0], completed=step, description=text, refresh=True)
         elif not self._bar and now - self._said > QUIET:
             self._said = now
             self.say(f"step {step:,}  cost {mean_cost:.4g}  {rows_per_second:,.0f} rows/s{self._left(step)}")
@@ -99,7 +102,7 @@ class Progress:
     def stop(self) -> None:
         """Take the bar away."""
         if self._bar:
-            self._bar.stop()
+            self._draw(self._bar.stop)
             self._bar = None
 
     def _left(self, step: int) -> str:

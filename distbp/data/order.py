@@ -68,12 +68,14 @@ class Order:
 
     def rows(self, epoch: int, start: int, stop: int) -> Rows:
         """Return which of the shard's rows (0 ... n - 1) stand at positions `start` ... `stop` - 1 of an epoch."""
-        first = start - start % WINDOW
+        windows = [self._of_window(epoch, first) for first in range(start - start % WINDOW, stop, WINDOW)]
+        rows = windows[0] if len(windows) == 1 else np.concatenate(windows)
+        return rows[start % WINDOW : start % WINDOW + stop - start]
+
+    def _of_window(self, epoch: int, first: int) -> Rows:
+        """Return the rows at `first` and the positions after it, as many as a window holds."""
         if self._window != (epoch, first):
             of_key = keys.key(keys.ORDER, self.seed, epoch, self.shard)
             self._rows = permuted(of_key, np.arange(first, min(first + WINDOW, self.n)), self.n)
             self._window = (epoch, first)
-        found = self._rows[start - first : stop - first]
-        if stop - first <= WINDOW:
-            return found
-        return np.concatenate([found, self.rows(epoch, first + WINDOW, stop)])
+        return self._rows

@@ -116,12 +116,16 @@ class Part:
         dtype: np.dtype[Any],
         memory: int,
     ) -> None:
-        self.source, self.share, self.dtype = source, share, dtype
+        self.share, self.dtype = share, dtype
+        self.source: Source | None = source
         self.x_scaling, self.y_scaling = x_scaling, y_scaling
         self.n_rows = share.n_rows
         self.one_hot = source.task == "classification"
         n_own, n_targets = len(share), 1 if self.one_hot else source.n_outputs
-        self.kept = isinstance(source, Kept) or n_own * (source.n_features + n_targets) * dtype.itemsize <= memory
+        target_bytes = 8 if self.one_hot else n_targets * dtype.itemsize
+        n_bytes = n_own * (source.n_features * dtype.itemsize + target_bytes)
+        self.kept = isinstance(source, Kept) or n_bytes <= memory
+        self.n_bytes = n_bytes if self.kept else 0  # in memory
         if self.kept:
             self._x = np.empty((n_own, source.n_features), dtype)
             self._y = np.empty(n_own, np.int64) if self.one_hot else np.empty((n_own, n_targets), dtype)
@@ -131,6 +135,7 @@ class Part:
                     stop = start + len(rows)
                     self._x[start:stop], self._y[start:stop] = self._read(rows)
                     start = stop
+            self.source = None  # read for the last time
 
     def n_own(self, own_shard: int) -> int:
         """Return the rows of one of this rank's shards (numbered from 0 on this rank)."""
@@ -150,5 +155,6 @@ class Part:
             y[...] = targets
 
     def _read(self, rows: NDArray[np.int64]) -> tuple[Array, Array]:
+        assert self.source
         x, y = self.source.read(rows)
         return self.x_scaling.apply(x, self.dtype), y if self.one_hot else self.y_scaling.apply(y, self.dtype)

@@ -78,7 +78,10 @@ def drop(network: Network, pass_: Pass, seed: int, step: int, first_shard: int) 
     scale = 65536 / (65536 - n_dropped)
     for i in range(k):
         random = np.random.Philox(key=keys.key(keys.DROPOUT, seed, step, first_shard + i))
-        for l in range(1, network.n_layers):
-            n = network.widths[l]
-            bits = random.random_raw(-(-rows * n // 4)).view(np.uint16)[: rows * n].reshape(rows, n)
-            np.multiply(bits >= n_dropped, scale, out=pass_.kept[l][i], casting="same_kind")
+        widths = network.widths[1:-1]
+        bits = random.random_raw(-(-rows * sum(widths) // 4)).view(np.uint16)
+        start = 0
+        for l, n in enumerate(widths, start=1):
+            kept = bits[start : start + rows * n].reshape(rows, n) >= n_dropped
+            np.multiply(kept, scale, out=pass_.kept[l][i], casting="same_kind")
+            start += rows * n

@@ -10,7 +10,7 @@ Element-wise addition gives the same bits for any cut of a vector, so both give 
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class InParts:
     """Each rank adds one part of all nodes, then the parts are gathered. Parameters as for `Gathered`."""
 
     def __init__(self, comm: Comm, n_nodes: list[int], pairs: Pairs, like: Rows) -> None:
-        self.comm, self.n_nodes, self.sum = comm, n_nodes, like
+        self.comm, self.sum = comm, like
         words = like.n_bytes // 8  # of 8 bytes: counts stay below 2^31 up to 16 GiB
         self.starts = [words * p // comm.size for p in range(comm.size + 1)]
         self.lengths = [stop - start for start, stop in pairwise(self.starts)]
@@ -87,26 +87,26 @@ class InParts:
         place = [arriving.index(node) for node in in_rank_order]
         self.pairs = [(place[i], place[j]) for i, j in pairs]
         self.parts = np.empty((len(arriving), mine), np.uint64)
+        self.rounds = []  # the j-th node of every rank that has one: j, where they arrive, what goes out, what comes in
+        arrived = 0
+        for j in range(max(n_nodes)):
+            senders = [int(j < n) for n in n_nodes]
+            outgoing = (self.lengths, self.starts[:-1]) if senders[comm.rank] else ([0] * comm.size, [0] * comm.size)
+            counts = [mine * sends for sends in senders]
+            incoming = (counts, [0, *accumulate(counts)][:-1])
+            self.rounds.append((j, self.parts[arrived : arrived + sum(senders)], outgoing, incoming))
+            arrived += sum(senders)
         n_head = min(max(like.head // 8 - self.starts[comm.rank], 0), mine)  # words of tallies in this rank's part
         self.heads = self.parts[:, :n_head].view(np.float64)
         self.tails = self.parts[:, n_head:].view(like.dtype)
 
     def total(self, own: Array) -> Rows:
         """Return the sum, in row 0, of the nodes of all ranks; `own` holds this rank's as bytes. **Collective.**"""
-        size, rank = self.comm.size, self.comm.rank
-        starts, lengths, nothing = self.starts[:-1], self.lengths, [0] * size
-        arrived = 0
-        for j in range(max(self.n_nodes)):
-            senders = [int(j < n) for n in self.n_nodes]
-            sent = own[j].view(np.uint64) if senders[rank] else np.empty(0, np.uint64)
-            outgoing = (lengths, starts) if senders[rank] else (nothing, nothing)
-            counts = [lengths[rank] * sends for sends in senders]
-            offsets = [sum(counts[:r]) for r in range(size)]
-            into = self.parts[arrived : arrived + sum(senders)]
-            self.comm.Alltoallv([sent, outgoing], [into, (counts, offsets)])
-            arrived += sum(senders)
+        for j, into, outgoing, incoming in self.rounds:
+            sent = own[j].view(np.uint64) if j < len(own) else np.empty(0, np.uint64)
+            self.comm.Alltoallv([sent, outgoing], [into, incoming])
         for i, j in self.pairs:
             self.heads[i] += self.heads[j]
             self.tails[i] += self.tails[j]
-        self.comm.Allgatherv(self.parts[0], [self.sum.bytes[0].view(np.uint64), (lengths, starts)])
+        self.comm.Allgatherv(self.parts[0], [self.sum.bytes[0].view(np.uint64), (self.lengths, self.starts[:-1])])
         return self.sum

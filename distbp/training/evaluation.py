@@ -34,6 +34,9 @@ Array = NDArray[Any]
 COST, N, STOP, RIGHT = range(4)  # then sums of e^2 and |e| of each output (regression), or the table (classification)
 
 
+WIDEST_TABLE = 200  # classes; a wider table is not counted: it would be larger than the data
+
+
 def block_rows(network: Network) -> int:
     """Return the rows of one block: a function of the widths alone, never of ranks or of the data."""
     return int(max(16, min(256, (1 << 20) // max(network.widths))))
@@ -68,11 +71,11 @@ class Evaluator:
     @np.errstate(over="ignore", invalid="ignore")  # the cost of a diverged network may be infinite
     def evaluate(self, theta: Array, part: Part, stop: StopFlag, confusion: bool = False) -> Evaluation | None:
         """Return cost and metrics over all rows of a part, or None if any rank was asked to stop. **Collective.**"""
-        table = confusion and self.task == "classification"
+        table = confusion and self.task == "classification" and self.n_outputs <= WIDEST_TABLE
         n_sums = 4 + (2 * self.n_outputs if self.task == "regression" else self.n_outputs**2 if table else 0)
         k = len(part.share.starts) - 1
         sums = np.zeros((k, n_sums))
-        of_y = np.zeros((k, 5, self.n_outputs))  # statistics of the targets, for r2
+        of_y = np.zeros((k, 5, self.n_outputs if self.task == "regression" else 0))  # statistics of targets, for r2
         W, b = self.network.layout.views(theta)
         pass_ = self._pass = self._pass or Pass(self.network, 1, self.rows, training=False)
         for s in range(k):
@@ -84,13 +87,17 @@ class Evaluator:
                 part.fill(first + np.arange(start, start + n), pass_.x[0, :n], pass_.y[0, :n])
                 pass_.count([n])
                 self.network.forward(W, b, pass_)
-                of_y[s] = scaling.merge(of_y[s], self._add(pass_, n, sums[s], table))
+                found = self._add(pass_, n, sums[s], table)
+                if found is not None:
+                    of_y[s] = scaling.merge(of_y[s], found)
         sums[:1, STOP] = bool(stop)
         total = fold_shards(self.world.gather_shards(sums, self.n_shards))
-        spread = fold_shards(self.world.gather_shards(of_y, self.n_shards), scaling.merge)[scaling.M2]
+        spread = np.empty(0)
+        if self.task == "regression":
+            spread = fold_shards(self.world.gather_shards(of_y, self.n_shards), scaling.merge)[scaling.M2]
         return None if total[STOP] else self._result(total, spread, table)
 
-    def _add(self, pass_: Pass, n: int, sums: Array, table: bool) -> Array:
+    def _add(self, pass_: Pass, n: int, sums: Array, table: bool) -> Array | None:
         """Add one block's sums; return the statistics of its targets. Its shape is the same wherever it is computed."""
         L = self.network.n_layers
         z, a, y = pass_.z[L][0, :n], pass_.a[L][0, :n], pass_.y[0, :n]
@@ -108,7 +115,7 @@ class Evaluator:
             e = self.y_scaling.undo(a.astype(np.float64)) - y
             sums[4:].reshape(2, -1)[...] += [(e * e).sum(axis=0), np.abs(e).sum(axis=0)]
             return scaling.statistics(y)
-        return np.zeros((5, self.n_outputs))
+        return None
 
     def _result(self, total: Array, spread: Array, table: bool) -> Evaluation:
         rows = int(total[N])

@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distbp.coordinator.checkpoints import Checkpoints
-from distbp.coordinator.folder import RunFolder
-from distbp.coordinator.progress import Progress
+from distbp.coordinator.coordinator import Coordinator
 from distbp.descent.schedule import learning_rate
 from distbp.parallel.replicas import check_replicas
 from distbp.parallel.world import AgreedRuntimeError, World, error_text
@@ -66,56 +64,6 @@ class State:
         return cls(**{**values, "best_cost": float("inf") if best is None else best})
 
 
-class Coordinator:
-    """What rank 0 does beside its share of the work: it decides when to save, saves, writes the journal, tells.
-
-    It never communicates. `folder` and `checkpoints` are None on all other ranks.
-    """
-
-    def __init__(
-        self, settings: Settings, progress: Progress, folder: RunFolder | None, checkpoints: Checkpoints | None
-    ) -> None:
-        self.progress, self.folder, self.checkpoints = progress, folder, checkpoints
-        count, self._unit = settings.checkpoint.every.split()
-        self._every = float(count)
-        self._minutes = settings.training.minutes
-        self._started = self._saved = time.monotonic()
-        self._failure: Exception | None = None
-
-    @property
-    def failure(self) -> Exception | None:
-        """What went wrong while saving or writing the journal."""
-        return self._failure or (self.checkpoints.failure if self.checkpoints else None)
-
-    def flags(self, next_step: int, steps_per_epoch: int, stop: bool) -> Array:
-        """Return what this rank adds to the flags of the step that leads to `next_step`."""
-        flags = np.zeros(N_TALLIES)
-        flags[STOP] = stop
-        if self.folder:
-            now = time.monotonic()
-            if self._unit == "minutes":
-                flags[SAVE] = now - self._saved >= 60 * self._every
-            else:
-                flags[SAVE] = next_step % int(self._every * (steps_per_epoch if self._unit == "epochs" else 1)) == 0
-            flags[END] = bool(self._minutes) and now - self._started >= 60 * self._minutes
-            flags[FAILED] = self.failure is not None
-        return flags
-
-    def save(self, step: int, tensors: Mapping[str, Array], about: Mapping[str, Any], best_only: bool) -> None:
-        """Take a checkpoint."""
-        if self.checkpoints:
-            self._saved = time.monotonic()
-            self.checkpoints.save(step, tensors, about, best_only)
-
-    def journal(self, entry: dict[str, Any]) -> None:
-        """Write a line of the journal."""
-        if self.folder:
-            try:
-                self.folder.journal(entry)
-            except OSError as error:
-                self._failure = self._failure or error
-
-
 class Loop:
     """Runs a problem from its state to its end.
 
@@ -151,35 +99,39 @@ class Loop:
         self.last_step = min(ends, default=0)  # 0: unknown
         self._started = self._epoch_started = time.monotonic()
         self._rows = 0.0  # since the start of this process
+        self.best_at_end = False  # the last step is better than the best validated on the way
 
     def run(self) -> str:
         """Train to the end; return why: epochs, steps, time limit, early stopping or signal. **Collective.**"""
-        state, descent, watch_best = self.state, self.settings.descent, self.settings.training.model == "best"
+        state, training = self.state, self.settings.training
         stop = end = False
-        save = self.saved == state.step and self.validation_due(self.limit_reached(False))  # left while validating
+        save = self.saved == state.step and self.validation_due()  # it was left while validating
         self.coordinator.progress.start(state.step, self.last_step, self.per_epoch)
         while True:
-            reason = self.limit_reached(end)
             improved = False
             evaluation = None
-            if self.validation_due(reason) and not stop:
+            if self.validation_due() and not stop:
                 evaluation = self.validate()
                 stop = evaluation is None
-                improved = not stop and state.best_step == state.step
-            if state.epoch_rows and (reason or state.step % self.per_epoch == 0) and not self.validation_due(reason):
-                self.close_epoch(evaluation, reason)
-            patience = self.settings.training.patience
-            if patience and state.stale >= patience:
+                improved = not stop and state.best_step == state.step and training.model == "best"
+            if state.epoch_rows and state.step % self.per_epoch == 0 and not self.validation_due():
+                self.close_epoch(evaluation)
+                state.epoch_cost = state.epoch_rows = 0.0
+            reason = self.limit_reached(end)
+            if training.patience and state.stale >= training.patience:
                 reason = reason or "early stopping"
-            due = save or stop or (bool(reason) and self.saved != state.step)
-            if due or (improved and watch_best):
-                self.save(best_only=not due)
+            if save or stop or improved or (reason and self.saved != state.step):
+                self.save()
+            if reason and not stop:
+                stop = self.last_look()
             if stop:
                 return "signal"
             if reason:
                 return reason
-            flags = self.coordinator.flags(state.step + 1, self.per_epoch, bool(self.stop))
-            eta = learning_rate(descent, state.step, self.per_epoch, self.last_step)
+            flags = np.zeros(N_TALLIES)
+            flags[STOP] = bool(self.stop)
+            flags[[SAVE, END, FAILED]] = self.coordinator.flags(state.step + 1, self.per_epoch)
+            eta = learning_rate(self.settings.descent, state.step, self.per_epoch, self.last_step)
             totals = self.stepper.take(state.step, eta, flags)
             state.step += 1
             state.epoch_cost += totals.cost
@@ -188,9 +140,25 @@ class Loop:
             stop, save, end = totals.stop, totals.save, totals.end
             if totals.failed:
                 self.fail()
-            if state.step % self.settings.training.check_every == 0:
+            if state.step % training.check_every == 0:
                 self.check()
             self.tell(totals.cost / totals.rows)
+
+    def last_look(self) -> bool:
+        """Where a run ends between two validations, validate once more; return whether asked to stop. **Collective.**
+
+        The state and the checkpoint are as if the run went on, so that one which does go on, does so unchanged.
+        """
+        state = self.state
+        if not self.problem.validation or state.validated == state.step:
+            return False
+        evaluation = self.evaluator.evaluate(self.stepper.theta, self.problem.validation, self.stop)
+        if not evaluation:
+            return True
+        self.best_at_end = evaluation.mean_cost < state.best_cost
+        if state.epoch_rows:
+            self.close_epoch(evaluation)
+        return False
 
     def limit_reached(self, end: bool) -> str:
         """Return which limit the run has reached, "" for none."""
@@ -201,11 +169,10 @@ class Loop:
             return "steps"
         return "time limit" if end else ""
 
-    def validation_due(self, reason: str) -> bool:
+    def validation_due(self) -> bool:
         """Return whether the state after this step is still to be validated."""
         step, every = self.state.step, self.settings.training.validate_every * self.per_epoch
-        wanted = bool(reason) or (step > 0 and step % every == 0)
-        return wanted and self.problem.validation is not None and self.state.validated < step
+        return self.problem.validation is not None and step > 0 and step % every == 0 and self.state.validated < step
 
     def validate(self) -> Evaluation | None:
         """Evaluate the validation part and note whether it is the best yet; None if asked to stop. **Collective.**"""
@@ -218,11 +185,11 @@ class Loop:
                 state.best_step, state.best_cost, state.stale = state.step, evaluation.mean_cost, 0
         return evaluation
 
-    def save(self, best_only: bool) -> None:
+    def save(self) -> None:
         """Check the replicas and take a checkpoint. **Collective.**"""
         self.check()
         about = {**self.about, "kind": "checkpoint", "state": self.state.to_json()}
-        self.coordinator.save(self.state.step, self.tensors, about, best_only)
+        self.coordinator.save(self.state.step, self.tensors, about)
         self.saved = self.state.step
 
     def check(self) -> None:
@@ -239,7 +206,7 @@ class Loop:
         passed = max(time.monotonic() - self._started, 1e-9)
         self.coordinator.progress.step(self.state.step, mean_cost, self._rows / passed)
 
-    def close_epoch(self, evaluation: Evaluation | None, reason: str) -> None:
+    def close_epoch(self, evaluation: Evaluation | None) -> None:
         """Write the journal's line of the epoch that ends here, and show it. **Collective.**"""
         state, now = self.state, time.monotonic()
         seconds = self.world.exchange(self.stepper.compute_seconds)
@@ -261,7 +228,8 @@ class Loop:
         if evaluation:
             text += f"  validation cost {evaluation.mean_cost:.4g} {metrics[:-1]}"
         self.coordinator.journal(entry)
-        self.coordinator.progress.epoch(state.step, f"{text}  {entry['rows_per_s']:,.0f} rows/s", metrics, bool(reason))
-        state.epoch_cost = state.epoch_rows = 0.0
+        self.coordinator.progress.epoch(
+            state.step, f"{text}  {entry['rows_per_s']:,.0f} rows/s", metrics, bool(self.limit_reached(False))
+        )
         self.stepper.compute_seconds = 0.0
         self._epoch_started = time.monotonic()

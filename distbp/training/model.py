@@ -80,6 +80,21 @@ class Model:
         """Return an answer for each raw row, as `answers` gives them. **Local.**"""
         return self.answers(self.outputs(x))
 
+    def kind(self, wanted: str) -> str:
+        """Return what is answered, classes, probabilities or values, for a wish that may be "auto".
+
+        Raises
+        ------
+        ValueError
+            The model cannot give that.
+        """
+        fits = ["values"] if self.shape.task == "regression" else ["classes", "probabilities"]
+        if wanted not in ("auto", *fits):
+            raise ValueError(
+                f"--as: expected {' or '.join(fits)} of a {self.shape.task} model, got {wanted}. Leave it out."
+            )
+        return fits[0] if wanted == "auto" else wanted
+
     def answers(self, a: Array) -> Array:
         """Return answers for outputs a[L]: class names (str), labels as 0/1, or the values themselves."""
         if self.shape.task == "classification":

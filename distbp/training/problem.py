@@ -23,8 +23,9 @@ from distbp.data.source import Shape, Source, open_source
 from distbp.network.network import Network
 from distbp.options import misfit
 from distbp.parallel.tree import fold_shards
-from distbp.parallel.world import World, shards_of
+from distbp.parallel.world import AgreedStopError, World, shards_of
 from distbp.settings import COSTS, Settings
+from distbp.training.signals import StopFlag
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
 HE = ("relu", "leaky_relu", "gelu")
@@ -89,7 +90,9 @@ def initial_kind(settings: Settings) -> str:
     return "he" if settings.network.activation in HE else "glorot"
 
 
-def load(settings: Settings, world: World, say: Callable[[str], None], arrays: Arrays | None = None) -> Problem:
+def load(
+    settings: Settings, world: World, say: Callable[[str], None], stop: StopFlag, arrays: Arrays | None = None
+) -> Problem:
     """Read this rank's rows and settle scaling and network. **Collective.**
 
     Parameters
@@ -98,11 +101,15 @@ def load(settings: Settings, world: World, say: Callable[[str], None], arrays: A
         With `data.shards` a number.
     say
         Told of progress, on work of more than two seconds.
+    stop
+        Looked at while rows are read: then there is nothing to save yet, and all ranks leave.
     arrays
         x and y in memory, the same on every rank, in place of `data.source`.
 
     Raises
     ------
+    AgreedStopError
+        A rank was asked to stop.
     AgreedValueError
         Data that cannot be used, the same error on every rank.
     """
@@ -110,6 +117,10 @@ def load(settings: Settings, world: World, say: Callable[[str], None], arrays: A
     own = shards_of(world.rank, world.size, settings.n_shards)
     fractions = tuple(p if isinstance(p, float) else 0.0 for p in (data.validation, data.test))
     with world.together():
+        if data.source == "memory" and not arrays:
+            raise ValueError(
+                "data.source: expected the arrays the run was started on, got none. Use train(arrays=...)."
+            )
         if arrays:
             source = in_memory(*arrays, data, settings.network.cost)
         else:
@@ -125,7 +136,7 @@ def load(settings: Settings, world: World, say: Callable[[str], None], arrays: A
                     "Use more rows, or other fractions."
                 )
         source = _kept(source, *cut)
-        tick = _Ticker(len(cut[0]), say)
+        tick = _Ticker(len(cut[0]), say, stop)
         x_own, y_own = shard_statistics(source, cut[0], data.allow_nonfinite, tick)
         for share in () if data.allow_nonfinite else cut[1:]:
             check_share(source, share)
@@ -137,8 +148,13 @@ def load(settings: Settings, world: World, say: Callable[[str], None], arrays: A
     counts = np.array([share.n_rows for share in cut])
     digest = hashlib.sha256(counts.tobytes() + stats_x.tobytes() + stats_y.tobytes())
 
+    memory = data.memory << 20  # bytes left to keep rows decoded
+
     def part(of: Source, share: Share) -> Part:
-        return Part(of, share, x_scaling, y_scaling, network.dtype, data.memory << 20)
+        nonlocal memory
+        made = Part(of, share, x_scaling, y_scaling, network.dtype, memory)
+        memory -= made.n_bytes
+        return made
 
     def other(name: str, given: float | str, share: Share) -> Part | None:
         """Return the validation or test part: cut from the source, or a file of its own."""
@@ -169,13 +185,16 @@ def _kept(source: Source, *cut: Share) -> Source:
 
 
 class _Ticker:
-    """Says how far reading has come, every two seconds."""
+    """Says how far reading has come, every two seconds, and ends it where this process is asked to stop."""
 
-    def __init__(self, n_rows: int, say: Callable[[str], None]) -> None:
-        self.n_rows, self.say, self.done, self.said = n_rows, say, 0, time.monotonic()
+    def __init__(self, n_rows: int, say: Callable[[str], None], stop: StopFlag) -> None:
+        self.n_rows, self.say, self.stop = n_rows, say, stop
+        self.done, self.said = 0, time.monotonic()
 
     def __call__(self, n: int) -> None:
         self.done += n
+        if self.stop:
+            raise AgreedStopError(f"stopped by {self.stop.name} while reading data, before any step. Start it again.")
         if time.monotonic() - self.said > 2:
             self.said = time.monotonic()
             self.say(f"reading: {self.done:,} of this rank's {self.n_rows:,} training rows")

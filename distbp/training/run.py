@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from distbp.coordinator import files
 from distbp.coordinator.checkpoints import Checkpoints, Loaded, name_of, newest_good
-from distbp.coordinator.environment import differences, environment
+from distbp.coordinator.coordinator import Coordinator
+from distbp.coordinator.environment import BITS, differences, environment
 from distbp.coordinator.folder import RunFolder, refuse_existing
 from distbp.coordinator.progress import Progress
 from distbp.descent.rules import Rule
@@ -26,7 +27,7 @@ from distbp.options import make, read_toml
 from distbp.parallel.world import AgreedValueError, World, error_text, open_world
 from distbp.settings import RESUMABLE, Settings
 from distbp.training.evaluation import Evaluation, Evaluator
-from distbp.training.loop import Coordinator, Loop, State
+from distbp.training.loop import Loop, State
 from distbp.training.model import Model
 from distbp.training.problem import Arrays, Problem, initial_kind, load
 from distbp.training.signals import StopFlag
@@ -95,7 +96,8 @@ def train(
     quiet
         Print nothing.
     stop
-        For a caller that listens to signals itself; by default SIGTERM, SIGINT and SIGUSR1 mean stop.
+        A flag that listens to SIGTERM, SIGINT and SIGUSR1 from now on, for good; by default one that does so until the
+        end of this call.
 
     Raises
     ------
@@ -108,8 +110,8 @@ def train(
     world = open_world()
     if arrays is not None:
         overrides = {**(overrides or {}), "data.source": "memory"}
-    with world.guarded(), contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopFlag()) if stop is None else stop
+    with contextlib.ExitStack() as stack, world.guarded():
+        stop = stack.enter_context(StopFlag()) if stop is None else stop.listen()
         progress = Progress(world.rank == 0, quiet)
         stack.callback(progress.stop)
         with world.together():
@@ -129,8 +131,14 @@ def train(
             "end": None,
             "exit": None,
         }
+        kinds = world.exchange([session[key] for key in BITS])
+        others = [str(r) for r, kind in enumerate(kinds) if kind != kinds[0]]
+        if others:
+            progress.warn(
+                f"rank {', '.join(others)}: another BLAS, kernel or numpy than rank 0: bits depend on the ranks"
+            )
         _greet(world, session, settings, progress)
-        problem = load(settings, world, progress.say, arrays)
+        problem = load(settings, world, progress.say, stop, arrays)
         if not resume:
             with world.together():
                 folder = RunFolder.create(path, settings.to_toml()) if world.rank == 0 else None
@@ -271,24 +279,24 @@ class _Run:
         stopped = Result(Path(path), "signal", self.state.step, -1, None, None, None, "")
         if reason == "signal":
             return stopped
-        model, model_step = self.best_model()
+        model, model_step = self.best_model(loop.best_at_end)
+        with self.world.together():
+            if self.folder:
+                about = {**model.about(), "kind": "model", "settings": settings.of_state(), "step": model_step}
+                files.write(self.folder.model, model.tensors(), about)
         evaluations: list[Evaluation | None] = []
         for part in (problem.validation, problem.test):
             evaluation = self.evaluator.evaluate(model.theta, part, self.stop, confusion=True) if part else None
             if part and evaluation is None:
                 return stopped
             evaluations.append(evaluation)
-        with self.world.together():
-            if self.folder:
-                about = {**model.about(), "kind": "model", "settings": settings.of_state(), "step": model_step}
-                files.write(self.folder.model, model.tensors(), about)
         sha256 = self.world.from_rank_0(_sha256(self.folder.model) if self.folder else None)
         return Result(Path(path), reason, self.state.step, model_step, evaluations[0], evaluations[1], model, sha256)
 
-    def best_model(self) -> tuple[Model, int]:
+    def best_model(self, last_is_best: bool) -> tuple[Model, int]:
         """Return the model that the settings ask for, and the step it is of, on every rank. **Collective.**"""
         step = self.state.best_step
-        if self.settings.training.model == "last" or step in (-1, self.state.step):
+        if last_is_best or self.settings.training.model == "last" or step in (-1, self.state.step):
             return self.model, self.state.step
         theta = np.empty_like(self.theta)
         with self.world.together():
@@ -324,6 +332,12 @@ def _settle(
                 "Leave it out, or start a new run."
             )
     path = run_path(resume, runs)
+    lengths = [place for place in ("training.epochs", "training.steps") if place in (overrides or {})]
+    if lengths and make(read_toml(path / "settings.toml")).descent.schedule == "cosine":
+        raise ValueError(
+            f"{lengths[0]}: expected it to stay with descent.schedule = cosine, which ends with the run, "
+            "got a new value. Leave it out, or start a new run."
+        )
     return path, make(read_toml(path / "settings.toml"), overrides).with_shards(size)
 
 
@@ -362,7 +376,8 @@ def _sha256(path: Path) -> str:
 def _greet(world: World, session: Mapping[str, Any], settings: Settings, progress: Progress) -> None:
     """Say who takes part."""
     hosts = session["hosts"]
-    where = f"{world.size} ranks on {len(hosts)} host{'s' if len(hosts) > 1 else ''}, {session['mpi']}"
+    names = f"{len(hosts)} hosts ({', '.join(hosts[:4])}{', ...' if len(hosts) > 4 else ''})" if hosts[1:] else "1 host"
+    where = f"{world.size} ranks on {names}, {session['mpi']}"
     if not world.comm:
         where = "one process, no MPI"
     threads = session["blas_threads"]

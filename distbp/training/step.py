@@ -112,7 +112,10 @@ class Stepper:
         for i in range(k):
             first, last = self.batches.taken(self.step, start + i)
             if last > first:
-                found = self.orders[own + i].rows(epoch, first, last)
+                if self.batches.steps_per_epoch == 1:  # the full batch has no order
+                    found = np.arange(first, last)
+                else:
+                    found = self.orders[own + i].rows(epoch, first, last)
                 positions[i, : last - first] = found + self.part.share.starts[own + i]
             counts.append(last - first)
         if len(self.part.share):

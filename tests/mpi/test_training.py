@@ -38,7 +38,7 @@ def test_a_run_gives_the_same_result_on_every_rank(world, mpi_tmp_path):
 def test_scaling_parts_and_fingerprint_are_those_of_one_process(world):
     for table in ({"data": {"scaling": "standard", "test": 0.2}}, {"data": {"scaling": "minmax", "validation": 0.0}}):
         wanted = settings(table).with_shards(world.size)
-        here, alone = load(wanted, world, nothing), load(wanted, World(None), nothing)
+        here, alone = load(wanted, world, nothing, StopFlag()), load(wanted, World(None), nothing, StopFlag())
         assert here.fingerprint == alone.fingerprint
         assert here.x_scaling.shift.tobytes() == alone.x_scaling.shift.tobytes()
         assert here.x_scaling.factor.tobytes() == alone.x_scaling.factor.tobytes()
@@ -60,7 +60,7 @@ def test_evaluation_is_that_of_one_process_to_the_last_bit(world):
     wanted = settings({**SMALL, "data": {**SMALL["data"], "task": "regression"}}).with_shards(world.size)
     found = []
     for where in (world, World(None)):
-        problem = load(wanted, where, nothing)
+        problem = load(wanted, where, nothing, StopFlag())
         theta = np.linspace(-1, 1, problem.network.layout.n_parameters, dtype=np.float32)
         evaluator = Evaluator(where, problem.network, problem.shape, problem.y_scaling, wanted.n_shards)
         e = evaluator.evaluate(theta, problem.validation, StopFlag())
@@ -70,7 +70,7 @@ def test_evaluation_is_that_of_one_process_to_the_last_bit(world):
 
 def test_an_evaluation_ends_on_all_ranks_when_one_is_asked_to_stop(world):
     wanted = settings(SMALL).with_shards(world.size)
-    problem = load(wanted, world, nothing)
+    problem = load(wanted, world, nothing, StopFlag())
     evaluator = Evaluator(world, problem.network, problem.shape, problem.y_scaling, wanted.n_shards)
     theta = np.zeros(problem.network.layout.n_parameters, np.float32)
     stop = StopFlag()
@@ -99,7 +99,7 @@ def test_predict_and_evaluate_through_the_api(world, mpi_tmp_path):
     assert found["validation"].mean_cost == result.validation.mean_cost
     assert found["test"].metrics == result.test.metrics
     x = np.linspace(-1, 1, 60).reshape(10, 6)
-    answers, outputs = predict("run", x, runs=mpi_tmp_path), predict("run", x, runs=mpi_tmp_path, kind="outputs")
+    answers, outputs = predict("run", x, runs=mpi_tmp_path), predict("run", x, runs=mpi_tmp_path, kind="probabilities")
     if world.rank == 0:
         assert answers.tolist() == [result.model.shape.classes[k] for k in outputs.argmax(axis=1)]
         np.testing.assert_allclose(outputs.sum(axis=1), 1, rtol=1e-5)
@@ -168,7 +168,5 @@ def test_arrays_in_memory_train_like_the_same_rows_in_a_file(world, mpi_tmp_path
     assert found.sha256 == train(settings(source), name="file", runs=mpi_tmp_path, quiet=True).sha256
     again = train(arrays=(x, y), resume="memory", runs=mpi_tmp_path, overrides={"training.epochs": 3}, quiet=True)
     assert again.step > found.step
-    with pytest.raises(
-        AgreedRuntimeError, match="expected the rows that the run was started on, got others from memory"
-    ):
+    with pytest.raises(AgreedValueError, match="expected the rows that the run was started on, got others from memory"):
         train(arrays=(x + 1, y), resume="memory", runs=mpi_tmp_path, quiet=True)

@@ -101,25 +101,37 @@ def test_the_last_few_and_the_best_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in range(1, 7):
             best = 2 if step >= 2 else -1
-            checkpoints.save(step, {"theta": np.full(4, step)}, {"state": {"best_step": best}}, best_only=False)
+            checkpoints.save(step, {"theta": np.full(4, step)}, {"state": {"best_step": best}})
         checkpoints.flush()
     assert steps(tmp_path) == [2, 5, 6]
     assert files.read(tmp_path / name_of(5))[0]["theta"].tolist() == [5] * 4
 
 
-def test_a_best_one_is_kept_as_long_as_it_is(tmp_path):
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        for step, best_only in ((1, True), (2, False), (3, True), (4, False)):
-            best = step if best_only else step - 1
-            checkpoints.save(step, TENSORS, {"state": {"best_step": best}}, best_only)
-            checkpoints.flush()
+def test_the_best_of_every_kept_one_is_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, best in ((1, 1), (2, 1), (3, 3), (4, 3)):
+            checkpoints.save(step, TENSORS, {"state": {"best_step": best}})
     assert steps(tmp_path) == [3, 4]
+    with Checkpoints(tmp_path, keep=2, step=4) as checkpoints:  # resumed: the files are known again
+        checkpoints.save(5, TENSORS, {"state": {"best_step": 5}})
+        checkpoints.flush()
+        assert steps(tmp_path) == [3, 4, 5]
+        checkpoints.save(6, TENSORS, {"state": {"best_step": 5}})
+    assert steps(tmp_path) == [5, 6]
+
+
+def test_files_of_later_steps_are_left_alone(tmp_path):
+    files.write(tmp_path / name_of(9), TENSORS, STATE)
+    with Checkpoints(tmp_path, keep=1, step=5) as checkpoints:
+        for step in (6, 7):
+            checkpoints.save(step, TENSORS, STATE)
+    assert steps(tmp_path) == [7, 9]
 
 
 def test_what_is_saved_is_a_copy(tmp_path):
     theta = np.zeros(100_000)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, {"theta": theta}, STATE, best_only=False)
+        checkpoints.save(1, {"theta": theta}, STATE)
         theta[:] = 7
     assert not files.read(tmp_path / name_of(1))[0]["theta"].any()
 
@@ -128,7 +140,7 @@ def test_a_slow_disk_makes_save_wait_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("distbp.coordinator.checkpoints.WAITING", 0)
     with Checkpoints(tmp_path, keep=20) as checkpoints:
         for step in range(20):
-            checkpoints.save(step, TENSORS, STATE, best_only=False)
+            checkpoints.save(step, TENSORS, STATE)
     assert steps(tmp_path) == list(range(20))
 
 
@@ -137,12 +149,12 @@ def test_a_failure_is_kept_until_it_is_asked_for(tmp_path):
     folder.mkdir()
     with Checkpoints(folder, keep=3) as checkpoints:
         folder.rmdir()
-        checkpoints.save(1, TENSORS, STATE, best_only=False)
+        checkpoints.save(1, TENSORS, STATE)
         with pytest.raises(OSError):
             checkpoints.flush()
         assert checkpoints.failure
         for step in range(5):  # nobody waits for ever for a thread that has given up
-            checkpoints.save(step, TENSORS, STATE, best_only=False)
+            checkpoints.save(step, TENSORS, STATE)
 
 
 def test_the_newest_whole_one_is_found_and_the_others_named(tmp_path):
@@ -170,7 +182,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     )
     (tmp_path / "file").touch()
     with pytest.raises(
-        ValueError, match="expected to make a folder for the run, got: Not a directory. Choose --runs elsewhere."
+        ValueError, match="expected to make a folder for the run, got: (Not a directory|File exists). Choose --runs elsewhere."
     ):
         RunFolder.create(tmp_path / "file" / "b", "")
     with pytest.raises(ValueError, match=r"expected the folder of a run, got none with a settings.toml."):
