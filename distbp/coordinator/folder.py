@@ -10,6 +10,7 @@ The lock is the kernel's (flock), so it goes with its process, however that ends
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -51,6 +52,8 @@ class RunFolder:
         refuse_existing(path)
         beside = None
         try:
+            if path.parent.is_file():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = Path(tempfile.mkdtemp(prefix=f"{files.UNFINISHED}{path.name}-", dir=path.parent))
             (beside / "checkpoints").mkdir()

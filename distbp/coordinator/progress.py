@@ -73,6 +73,7 @@ class Progress:
             self._bar = Progress(
                 TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
                 TimeRemainingColumn(), transient=True, auto_refresh=False,
+                redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
             self._bar.add_task("", total=last_step or None, completed=step)
             self._draw(self._bar.start)

@@ -69,7 +69,7 @@ class Order:
     def rows(self, epoch: int, start: int, stop: int) -> Rows:
         """Return which of the shard's rows (0 ... n - 1) stand at positions `start` ... `stop` - 1 of an epoch."""
         windows = [self._of_window(epoch, first) for first in range(start - start % WINDOW, stop, WINDOW)]
-        rows = windows[0] if len(windows) == 1 else np.concatenate(windows)
+        rows = windows[0] if len(windows) == 1 else np.concatenate(windows or [self._rows[:0]])
         return rows[start % WINDOW : start % WINDOW + stop - start]
 
     def _of_window(self, epoch: int, first: int) -> Rows:

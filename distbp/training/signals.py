@@ -35,6 +35,7 @@ class StopFlag:
 
     def ignore(self) -> None:
         """Ignore the three signals for good: the process is about to leave, and Python would make them deadly again."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKS_TO_STOP)  # none may come while its handler is changed
         for number in ASKS_TO_STOP:
             signal.signal(number, signal.SIG_IGN)
 

@@ -8,7 +8,7 @@ import pytest
 
 from distbp.api import evaluate, predict, settings, train
 from distbp.parallel.replicas import check_replicas
-from distbp.parallel.world import AgreedRuntimeError, AgreedValueError, World
+from distbp.parallel.world import AgreedRuntimeError, AgreedStopError, AgreedValueError, World, open_world
 from distbp.training.evaluation import Evaluator
 from distbp.training.problem import load
 from distbp.training.signals import StopFlag
@@ -170,3 +170,60 @@ def test_arrays_in_memory_train_like_the_same_rows_in_a_file(world, mpi_tmp_path
     assert again.step > found.step
     with pytest.raises(AgreedValueError, match="expected the rows that the run was started on, got others from memory"):
         train(arrays=(x + 1, y), resume="memory", runs=mpi_tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("cut", [3, 5, 7, 11])
+def test_a_run_cut_by_a_limit_goes_on_as_if_it_had_not_been(world, mpi_tmp_path, cut):
+    """A limit between two validations validates once more, for its own end only: early stopping and bits stay."""
+    table = {"data": {"source": "synthetic", "rows": 300, "features": 5, "outputs": 3}, "network": {"widths": [8]},
+             "descent": {"learning_rate": 0.05}, "checkpoint": {"every": "1 steps", "keep": 99},
+             "training": {"epochs": 40, "patience": 3, "validate_every": 2}}  # fmt: skip
+    whole = train(settings(table), name="whole", runs=mpi_tmp_path, quiet=True)
+    assert whole.reason == "early stopping"
+    assert whole.model_step < whole.step
+    part = train(settings(table, {"training.steps": cut}), name="part", runs=mpi_tmp_path, quiet=True)
+    assert (part.reason, part.step, part.validation.rows) == ("steps", cut, whole.validation.rows)
+    rest = train(resume="part", runs=mpi_tmp_path, overrides={"training.steps": 0}, quiet=True)
+    assert (rest.sha256, rest.step, rest.model_step) == (whole.sha256, whole.step, whole.model_step)
+    if world.rank == 0:
+        files = [
+            {p.name: p.read_bytes() for p in (mpi_tmp_path / name / "checkpoints").iterdir()}
+            for name in ("whole", "part")
+        ]
+        assert files[0] == files[1]
+    world.exchange(None)
+
+
+def test_the_last_step_is_the_model_where_it_is_the_best(world, mpi_tmp_path):
+    result = train(settings(SMALL, {"training.steps": 2}), name="short", runs=mpi_tmp_path, quiet=True)
+    assert (result.step, result.model_step) == (2, 2)
+
+
+def test_the_world_can_be_opened_as_often_as_a_notebook_likes(world):
+    first = open_world()
+    for _ in range(3000):
+        assert open_world().size == first.size
+
+
+def test_a_kind_of_answer_that_the_model_has_not_is_refused(world, mpi_tmp_path):
+    train(settings(SMALL), name="run", runs=mpi_tmp_path, quiet=True)
+    with pytest.raises(AgreedValueError) as caught:
+        predict("run", [[0.0] * 6], runs=mpi_tmp_path, kind="values")
+    assert str(caught.value) == (
+        "--as: expected classes or probabilities of a classification model, got values. Leave it out."
+    )
+
+
+def test_being_asked_to_stop_while_reading_ends_all_ranks(world):
+    stop = StopFlag()
+    if world.rank == world.size - 1:
+        stop.name = "SIGTERM"
+    with pytest.raises(AgreedStopError) as caught:
+        load(settings(SMALL).with_shards(world.size), world, nothing, stop)
+    assert str(caught.value).startswith("stopped by SIGTERM while reading data, before any step")
+
+
+def test_the_length_of_a_cosine_run_is_fixed(world, mpi_tmp_path):
+    train(settings(SMALL, {"descent.schedule": "cosine"}), name="run", runs=mpi_tmp_path, quiet=True)
+    with pytest.raises(AgreedValueError, match="training.epochs: expected it to stay with descent.schedule = cosine"):
+        train(resume="run", runs=mpi_tmp_path, overrides={"training.epochs": 9}, quiet=True)

@@ -80,3 +80,22 @@ def test_under_mpirun_the_reader_leaves(here):
     assert is_open_mpi() or done.code in (-signal.SIGPIPE, 128 + signal.SIGPIPE)
     if here.folder("mine").exists():
         assert here.run("--resume", "mine", "--training.epochs", 40).code == 0
+
+
+def test_a_terminal_that_goes_away(here):
+    """The bar is drawn on a terminal; when that is closed the run goes on and the model is there."""
+    import os
+    import pty
+    import subprocess
+    import sys
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "distbp.train", *map(str, SMALL), "--training.epochs", "600", "--name", "mine"]
+    with subprocess.Popen(command, cwd=here.path, stdout=theirs, stderr=subprocess.PIPE, text=True) as process:
+        os.close(theirs)
+        while b"rows/s" not in os.read(ours, 65536):
+            pass
+        os.close(ours)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "distbp: standard output is closed; the run goes on without it.\n")
+    assert (here.folder("mine") / "model.safetensors").exists()

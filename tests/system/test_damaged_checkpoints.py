@@ -7,7 +7,7 @@ import pytest
 from commands import LONG, Place, about, places, sha256
 from conftest import ends_at
 
-ARGUMENTS = (*LONG, "--checkpoint.every", "5 steps", "--checkpoint.keep", "3")
+ARGUMENTS = (*LONG, "--checkpoint.every", "5 steps", "--checkpoint.keep", "3", "--training.model", "last")
 NEWEST = "step-00000030.safetensors"
 
 

