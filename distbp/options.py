@@ -28,6 +28,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     ValueError
         The file is missing or not TOML; the message names the file and the line.
     """
+    if Path(path).suffix in (".csv", ".tsv", ".npy", ".npz", ".gz"):
+        raise ValueError(f"{path}: expected a settings file, got data. Use --data.source {path}.")
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)

@@ -121,15 +121,17 @@ class Data(Section):
         "Scaling of the features, from sums over the training rows: to mean 0 and deviation 1, or to 0...1. "
         "Kept in the model and applied by predict.",
     )
-    target_scaling: Literal["none", "standard", "minmax"] = key(
-        "none",
-        "none, standard or minmax",
-        "The same for the targets of a regression; predictions and metrics are in the targets' own units.",
+    target_scaling: Literal["auto", "none", "standard", "minmax"] = key(
+        "auto",
+        "auto, none, standard or minmax",
+        "The same for the targets of a regression; predictions and metrics are in the targets' own units. auto: "
+        "standard where the last activation is identity, else none.",
     )
     allow_nonfinite: bool = key(
         False,
         "true or false",
-        "Take nan, infinity and missing values as they are, instead of naming the first one and stopping.",
+        "Take nan, infinity and missing values as they are, instead of naming the first one and stopping; a cost that "
+        "is not finite still ends the run.",
     )
     header: Literal["auto"] | bool = key(
         "auto",

@@ -44,7 +44,7 @@ def train_command(arguments: Sequence[str]) -> int:
     try:
         given, overrides = parser.read(arguments)
         if given.resume and (given.settings or given.name):
-            raise ValueError("--resume: expected no settings file and no --name beside it, got both. Leave them out.")
+            raise ValueError("--resume: expected no settings file and no --name beside it, got one. Leave it out.")
         if given.print_settings:
             sys.stdout.write(make(read_toml(given.settings) if given.settings else None, overrides).to_toml())
             return command.DONE

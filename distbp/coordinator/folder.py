@@ -158,7 +158,12 @@ class RunFolder:
 
 def refuse_existing(path: Path) -> None:
     """Raise ValueError, naming the two choices, if the folder of a new run is there already."""
-    if path.exists():
+    if os.path.lexists(path):
+        if not any(path.glob("checkpoints/step-*")):
+            raise ValueError(
+                f"{path}: expected a new run's name, got a folder that exists, with no checkpoint in it. "
+                "Remove it, or choose another --name."
+            )
         raise ValueError(
             f"{path}: expected a new run's name, got a folder that exists. "
             f"Continue that run with --resume {path.name}, or choose another --name."

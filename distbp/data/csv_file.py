@@ -261,7 +261,7 @@ class CsvFile:
             except ValueError:
                 raise ValueError(
                     f"{self._at(line, index)}: expected a number, got {text!r}. "
-                    "Write text features as numbers, or drop the column."
+                    "Write it as numbers, drop the column, or make it data.target."
                 ) from None
         return values
 

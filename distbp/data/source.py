@@ -204,7 +204,10 @@ def check_features(name: str, got: int, like: Shape | None) -> None:
         There is none, or there are not as many as in `like`.
     """
     if got == 0:
-        raise ValueError(f"{name}: expected at least one feature beside the target, got none. Add a feature column.")
+        raise ValueError(
+            f"{name}: expected at least one feature beside the target, got none. "
+            "Add a feature column, or set data.delimiter."
+        )
     if like is not None and got != like.n_features:
         raise ValueError(
             f"{name}: expected {like.n_features} features, as in training, got {got}. "

@@ -188,7 +188,7 @@ class World:
         if ranks[0]:  # rank 0 alone does much for all; another rank's failure is its own
             what, dot, action = text.rpartition(". ")
             text = f"{what or text} on rank {ranks[0]} of {self.size}{dot}{action if what else ''}"
-        raise kinds[kind](text) from error
+        raise kinds[kind](text) from (error if os.environ.get("DISTBP_DEBUG") else None)
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ def open_model(run: str | Path, runs: Path, world: World) -> tuple[Model, Settin
         if world.rank == 0:
             path = model_file(run, runs)
             tensors, about = files.read(path)
+            if about["kind"] == "checkpoint" and Path(run).suffix != ".safetensors":
+                step = about["state"]["step"]
+                print(f"distbp: {run}: not finished; using its checkpoint of step {step:,}", file=sys.stderr)
     kinds = {name: [array.dtype.str, array.shape] for name, array in tensors.items()}
     path, about, kinds = world.from_rank_0([str(path), about, kinds])
     for name, (dtype, shape) in kinds.items():

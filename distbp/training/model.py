@@ -7,7 +7,7 @@ the same bits on any number of ranks and, at the same row number, in any file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Model:
     """
 
     network: Network
-    theta: Array
+    theta: Array = field(repr=False)
     shape: Shape
     x_scaling: Scaling
     y_scaling: Scaling

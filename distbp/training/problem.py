@@ -90,6 +90,14 @@ def initial_kind(settings: Settings) -> str:
     return "he" if settings.network.activation in HE else "glorot"
 
 
+def target_scaling(settings: Settings, network: Network, task: str) -> str:
+    """Return how targets are scaled, with "auto" settled: only where the network can give any number."""
+    wanted = settings.data.target_scaling
+    if task != "regression":
+        return "none"
+    return wanted if wanted != "auto" else "standard" if network.sigma[-1].name == "identity" else "none"
+
+
 def load(
     settings: Settings, world: World, say: Callable[[str], None], stop: StopFlag, arrays: Arrays | None = None
 ) -> Problem:
@@ -144,7 +152,7 @@ def load(
     stats_y = fold_shards(world.gather_shards(y_own, settings.n_shards), scaling.merge)
     with world.together():
         x_scaling = scaling.Scaling.of(data.scaling, stats_x)
-        y_scaling = scaling.Scaling.of(data.target_scaling if source.task == "regression" else "none", stats_y)
+        y_scaling = scaling.Scaling.of(target_scaling(settings, network, source.task), stats_y)
     counts = np.array([share.n_rows for share in cut])
     digest = hashlib.sha256(counts.tobytes() + stats_x.tobytes() + stats_y.tobytes())
 

@@ -390,7 +390,11 @@ def _greet(world: World, session: Mapping[str, Any], settings: Settings, progres
 def _describe(settings: Settings, problem: Problem) -> str:
     """Return the start lines about data and network."""
     shape, network, batches = problem.shape, problem.network, problem.batches
-    outputs = {"classification": "classes", "labels": "labels", "regression": "target values"}[shape.task]
+    outputs = {
+        "classification": "classes",
+        "labels": "labels",
+        "regression": "target value" + "s" * (shape.n_outputs > 1),
+    }[shape.task]
     parts = f"{problem.training.n_rows:,} training"
     for name, part in (("validation", problem.validation), ("test", problem.test)):
         parts += f", {part.n_rows:,} {name}" if part else ""

@@ -70,7 +70,7 @@ MISTAKES = {
     ),
     "file beside resume": (
         ("my.toml", "--resume", "gone"),
-        "--resume: expected no settings file and no --name beside it, got both. Leave them out.",
+        "--resume: expected no settings file and no --name beside it, got one. Leave it out.",
     ),
     "name with a folder": (
         ("--name", "a/b"),

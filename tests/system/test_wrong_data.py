@@ -119,7 +119,7 @@ WRONG = {
     "words.csv": (
         lambda p: p.write_text("a,b,c\n1,2,3\n1,two,3\n"),
         "words.csv: line 3, column 'b': expected a number, got 'two'. "
-        "Write text features as numbers, or drop the column.",
+        "Write it as numbers, drop the column, or make it data.target.",
     ),
     "pickled.npy": (
         lambda p: np.save(p, np.array([[1, "a"], [2, None]], dtype=object), allow_pickle=True),

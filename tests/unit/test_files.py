@@ -177,8 +177,8 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError) as caught:
         RunFolder.create(tmp_path / "runs" / "a", "")
     assert str(caught.value) == (
-        f"{tmp_path}/runs/a: expected a new run's name, got a folder that exists. "
-        "Continue that run with --resume a, or choose another --name."
+        f"{tmp_path}/runs/a: expected a new run's name, got a folder that exists, with no checkpoint in it. "
+        "Remove it, or choose another --name."
     )
     (tmp_path / "file").touch()
     with pytest.raises(

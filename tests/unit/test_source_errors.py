@@ -105,7 +105,7 @@ def test_array_shapes():
          "Reshape x to them."),
         (np.zeros((0, 3)), np.zeros(0), "a.npz, array x: expected at least one row, got shape (0, 3). Add rows."),
         (np.zeros((3, 0)), np.zeros(3), "a.npz, array x: expected at least one feature beside the target, got none. "
-         "Add a feature column."),
+         "Add a feature column, or set data.delimiter."),
         (X, np.zeros(4), "a.npz, array y: expected as many targets as a.npz, array x has rows (5), got 4. "
          "Give the targets of these rows."),
         (X, np.zeros((5, 2, 2)), "a.npz, array y: expected targets of one or two axes, got shape (5, 2, 2). "
@@ -219,7 +219,7 @@ def test_idx():
         ("a,b\n1,2\n3\n", {}, "t.csv: line 3: expected 2 fields, got 1. Correct the line, or set data.delimiter."),
         ("a,b\n", {}, "t.csv: expected at least one row, got none below the header. Add rows."),
         ("\n \n", {}, "t.csv: expected rows, got only blank lines. Write it again."),
-        ("a\n1\n", {}, "t.csv: expected at least one feature beside the target, got none. Add a feature column."),
+        ("a\n1\n", {}, "t.csv: expected at least one feature beside the target, got none. Add a feature column, or set data.delimiter."),
         ("a,b,a\n1,2,3\n", {}, "t.csv: line 1: expected a different name for every column, got 'a' twice. "
          "Rename one, or set data.header = false."),
         (b"a,b\n1,2\n\xff,3\n", {}, "t.csv: line 3: expected UTF-8 text, got other bytes. Save the file as UTF-8."),
@@ -254,7 +254,7 @@ def test_csv_open(content, settings, message):
         ("age,y\n1,2\nNaN,3\n", {}, "t.csv: line 3, column 'age': expected a number, got a missing value ('NaN'). "
          "Fill it in, drop the line, or set data.allow_nonfinite = true."),
         ("1,2\nold,3\n", {}, "t.csv: line 2, column 0: expected a number, got 'old'. "
-         "Write text features as numbers, or drop the column."),
+         "Write it as numbers, drop the column, or make it data.target."),
         ("1,2\n3,red\n", {"task": "regression"}, "t.csv: line 2, column 1: expected a number as target, got 'red'. "
          'Set data.task = "classification" if the target is a class, else correct it.'),
         ("1,2\n3,\n", {"task": "regression"}, "t.csv: line 2, column 1: expected a target, got a missing value (''). "
