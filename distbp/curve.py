@@ -16,7 +16,7 @@ DESCRIPTION = "Draw a run's cost and validation metric over its epochs, from its
 def curve_command(arguments: Sequence[str]) -> int:
     """Read the command line, draw."""
     from distbp.parallel.world import AgreedValueError
-    from distbp.training.run import run_path
+    from distbp.training.start import run_path
 
     parser = command.Parser("python -m distbp.curve", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="a run's name or folder")

@@ -21,8 +21,8 @@ from distbp.parallel.world import World, open_world, shards_of
 from distbp.settings import Data, Settings
 from distbp.training.evaluation import Evaluation, Evaluator, block_rows
 from distbp.training.model import Model
-from distbp.training.run import run_path
 from distbp.training.signals import StopFlag
+from distbp.training.start import run_path
 
 Array = NDArray[Any]
 PIECE = 1 << 22  # numbers of input read at once

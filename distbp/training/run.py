@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,18 +18,18 @@ from distbp.coordinator import files
 from distbp.coordinator.checkpoints import Checkpoints, Loaded, name_of, newest_good
 from distbp.coordinator.coordinator import Coordinator
 from distbp.coordinator.environment import BITS, differences, environment
-from distbp.coordinator.folder import RunFolder, refuse_existing
+from distbp.coordinator.folder import RunFolder
 from distbp.coordinator.progress import Progress
 from distbp.descent.rules import Rule
 from distbp.network.initial import initial_theta
-from distbp.options import make, read_toml
 from distbp.parallel.world import AgreedValueError, World, error_text, open_world
-from distbp.settings import RESUMABLE, Settings
+from distbp.settings import Settings
 from distbp.training.evaluation import Evaluation, Evaluator
 from distbp.training.loop import Loop, State
 from distbp.training.model import Model
 from distbp.training.problem import Arrays, Problem, initial_kind, load
 from distbp.training.signals import StopFlag
+from distbp.training.start import settle
 from distbp.training.step import Stepper
 
 Array = NDArray[Any]
@@ -115,7 +114,7 @@ def train(
         progress = Progress(world.rank == 0, quiet)
         stack.callback(progress.stop)
         with world.together():
-            settled = _settle(settings, name, Path(runs), resume, overrides, world.size) if world.rank == 0 else None
+            settled = settle(settings, name, Path(runs), resume, overrides, world.size) if world.rank == 0 else None
         told = world.from_rank_0([str(settled[0]), settled[1].model_dump(mode="json")] if settled else None)
         path, settings = Path(told[0]), Settings.model_validate(told[1])  # rank 0's clock and files count
         stack.enter_context(threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"))
@@ -304,62 +303,6 @@ class _Run:
                 theta[...] = files.read(self.folder.checkpoints / name_of(step))[0]["theta"]
         self.world.broadcast(theta)
         return replace(self.model, theta=theta), step
-
-
-def _settle(
-    settings: Settings | str | Path | None,
-    name: str | None,
-    runs: Path,
-    resume: str | Path | None,
-    overrides: Mapping[str, Any] | None,
-    size: int,
-) -> tuple[Path, Settings]:
-    """Return the run's folder and its settings, with the shards a number."""
-    if resume is None:
-        table = settings.model_dump() if isinstance(settings, Settings) else read_toml(settings) if settings else None
-        settings = make(table, overrides).with_shards(size)
-        path = runs / (name or _free_name(settings.data.source, runs))
-        if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-            raise ValueError(f"--name: expected a plain folder name, got {name!r}. Use --runs for the folder it is in.")
-        refuse_existing(path)
-        return path, settings
-    if settings:
-        raise ValueError("resume: expected no settings beside it, got both. A run's settings are in its folder.")
-    for place in overrides or {}:
-        if place not in RESUMABLE:
-            raise ValueError(
-                f"{place}: expected it to stay as the run was started with, got a new value with --resume. "
-                "Leave it out, or start a new run."
-            )
-    path = run_path(resume, runs)
-    lengths = [place for place in ("training.epochs", "training.steps") if place in (overrides or {})]
-    if lengths and make(read_toml(path / "settings.toml")).descent.schedule == "cosine":
-        raise ValueError(
-            f"{lengths[0]}: expected it to stay with descent.schedule = cosine, which ends with the run, "
-            "got a new value. Leave it out, or start a new run."
-        )
-    return path, make(read_toml(path / "settings.toml"), overrides).with_shards(size)
-
-
-def _free_name(source: str, runs: Path) -> str:
-    """Return a name for a run that was given none: the source, the time, and a number where that is taken."""
-    name = f"{Path(source).name.partition('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (f"{name}-{n}" if n else name for n in itertools.count())
-    return next(name for name in names if not (runs / name).exists())
-
-
-def run_path(run: str | Path, runs: Path) -> Path:
-    """Return the folder of a run given by its name in `runs` or by its folder.
-
-    Raises
-    ------
-    ValueError
-        There is no such run.
-    """
-    for path in (Path(run), runs / run):
-        if (path / "settings.toml").is_file():
-            return path
-    raise ValueError(f"{run}: expected a run's name in {runs}, or its folder, got neither. See ls {runs}.")
 
 
 def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
