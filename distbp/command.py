@@ -15,7 +15,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from distbp.options import unknown
@@ -68,6 +68,17 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
         if first:
             print("distbp: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def same_on_all_ranks() -> Iterator[None]:
+    """Make a wrong command line an error that all ranks know of: all have the same one."""
+    from distbp.parallel.world import AgreedValueError
+
+    try:
+        yield
+    except ValueError as error:
+        raise AgreedValueError(str(error)) from None
 
 
 class Parser(argparse.ArgumentParser):

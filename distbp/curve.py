@@ -15,7 +15,6 @@ DESCRIPTION = "Draw a run's cost and validation metric over its epochs, from its
 
 def curve_command(arguments: Sequence[str]) -> int:
     """Read the command line, draw."""
-    from distbp.parallel.world import AgreedValueError
     from distbp.training.start import run_path
 
     parser = command.Parser("python -m distbp.curve", DESCRIPTION)
@@ -23,13 +22,11 @@ def curve_command(arguments: Sequence[str]) -> int:
     kinds = ".svg, .png or .pdf (default: curve.svg)"
     parser.add_argument("-o", "--output", default="curve.svg", metavar="FILE", help=kinds)
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
-    try:
+    with command.same_on_all_ranks():
         given, _ = parser.read(arguments)
         if Path(given.output).suffix not in (".svg", ".png", ".pdf"):
             raise ValueError(f"--output: expected a name in .svg, .png or .pdf, got {given.output!r}. Rename it.")
         draw(run_path(given.run, Path(given.runs)), Path(given.output))
-    except ValueError as error:
-        raise AgreedValueError(str(error)) from None
     print(f"wrote {given.output}")
     return command.DONE
 

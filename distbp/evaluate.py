@@ -16,7 +16,6 @@ Evaluate a run's model on its own validation and test part, or on other data. An
 def evaluate_command(arguments: Sequence[str]) -> int:
     """Read the command line, evaluate, print."""
     from distbp.options import from_text
-    from distbp.parallel.world import AgreedValueError
 
     parser = command.Parser("python -m distbp.evaluate", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="a run's name or folder, or a model or checkpoint file")
@@ -24,10 +23,8 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--target", help="as data.target, where the file's target is elsewhere")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
     parser.add_argument("--json", action="store_true", help="print all digits as JSON")
-    try:
+    with command.same_on_all_ranks():
         given, _ = parser.read(arguments)
-    except ValueError as error:
-        raise AgreedValueError(str(error)) from None
     from distbp.training.apply import evaluate
     from distbp.training.report import report
 

@@ -120,9 +120,9 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield "training.epochs: expected an end of the run, got no limit at all. Set training.epochs, steps or minutes."
     if settings.descent.schedule == "cosine" and not (training.epochs or training.steps):
         yield "descent.schedule: expected training.epochs or training.steps with cosine, got neither. Set one."
-    fractions = [part for part in (data.validation, data.test) if isinstance(part, float)]
-    if sum(fractions) >= 1:
-        yield f"data.test: expected fractions that leave rows to train on, got {fractions}. Make them smaller."
+    if sum(data.fractions) >= 1:
+        got = " and ".join(map(str, data.fractions))
+        yield f"data.test: expected fractions that leave rows to train on, got {got}. Make them smaller."
     for name, part in (("validation", data.validation), ("test", data.test)):
         if part in ("digits", "synthetic"):
             yield f"data.{name}: expected a fraction or a file, got {part}: the training rows again. Use a fraction."

@@ -26,7 +26,6 @@ DESCRIPTION = "Predict the rows of a file with a run's model. Any number of rank
 def predict_command(arguments: Sequence[str]) -> int:
     """Read the command line, predict, write."""
     from distbp.options import from_text
-    from distbp.parallel.world import AgreedValueError
 
     parser = command.Parser("python -m distbp.predict", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="a run's name or folder, or a model or checkpoint file")
@@ -37,12 +36,10 @@ def predict_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--as", dest="kind", choices=kinds, default="auto", help=help_kinds)
     parser.add_argument("--target", help="as data.target, where the file's target is elsewhere")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
-    try:
+    with command.same_on_all_ranks():
         given, _ = parser.read(arguments)
         if given.output and Path(given.output).suffix not in (".csv", ".npy"):
             raise ValueError(f"--output: expected a name that ends in .csv or .npy, got {given.output!r}. Rename it.")
-    except ValueError as error:
-        raise AgreedValueError(str(error)) from None
     from distbp.parallel.world import open_world
     from distbp.training.apply import open_model, outputs
 

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-DTYPES = ("float32", "float64")
 COSTS = {  # that fit a task; "auto" is the first
     "classification": ("cross_entropy", "quadratic", "absolute", "huber"),
     "labels": ("binary_cross_entropy", "quadratic"),
@@ -150,6 +149,12 @@ class Data(Section):
     rows: Count = key(10_000, "a whole number > 0", "synthetic: rows.", "rows", gt=0)
     features: Count = key(64, "a whole number > 0", "synthetic: features.", gt=0)
     outputs: Count = key(10, "a whole number > 0", "synthetic: classes or target values.", gt=0)
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """What is cut from the source for validation and for test; 0 for a part that is a file of its own."""
+        validation, test = (part if isinstance(part, float) else 0.0 for part in (self.validation, self.test))
+        return validation, test
 
 
 class Network(Section):

@@ -29,7 +29,6 @@ def train_command(arguments: Sequence[str]) -> int:
     import argparse
 
     from distbp.options import make, read_toml
-    from distbp.parallel.world import AgreedValueError
 
     stop = StopFlag()  # listens from when MPI is there until the process ends: a second signal changes nothing
     parser = command.Parser("python -m distbp.train", DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,15 +40,13 @@ def train_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--print-settings", action="store_true", help="print all settings as TOML and leave")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_settings()
-    try:
+    with command.same_on_all_ranks():
         given, overrides = parser.read(arguments)
         if given.resume and (given.settings or given.name):
             raise ValueError("--resume: expected no settings file and no --name beside it, got one. Leave it out.")
         if given.print_settings:
             sys.stdout.write(make(read_toml(given.settings) if given.settings else None, overrides).to_toml())
             return command.DONE
-    except ValueError as error:
-        raise AgreedValueError(str(error)) from None
     from distbp.training.run import train
 
     result = train(

@@ -216,9 +216,8 @@ class World:
         if self.comm:
             from mpi4py import MPI
 
-            words = (
-                MPI.Get_library_version().replace("\x00", "").split()[:3]
-            )  # "MPICH Version: 5.0" or "Open MPI v5.0,"
+            text = MPI.Get_library_version().replace("\x00", "")  # "MPICH Version: 5.0 ..." or "Open MPI v5.0, ..."
+            words = text.split()[:3]
             library = " ".join(word for word in words if word != "Version:").rstrip(",")
         return {"ranks": self.size, "hosts": list(dict.fromkeys(hosts)), "mpi": library}
 

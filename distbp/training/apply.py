@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from distbp.coordinator import files
 from distbp.coordinator.checkpoints import listed
-from distbp.data.part import Kept, Part, check_finite, check_share
+from distbp.coordinator.progress import Progress
+from distbp.data.part import Kept, Part, check_finite
 from distbp.data.shards import bounds, shares
 from distbp.data.source import Source, open_source
 from distbp.options import make, read_toml
@@ -21,6 +21,7 @@ from distbp.parallel.world import World, open_world, shards_of
 from distbp.settings import Data, Settings
 from distbp.training.evaluation import Evaluation, Evaluator, block_rows
 from distbp.training.model import Model
+from distbp.training.problem import checked
 from distbp.training.signals import StopFlag
 from distbp.training.start import run_path
 
@@ -57,7 +58,7 @@ def open_model(run: str | Path, runs: Path, world: World) -> tuple[Model, Settin
             tensors, about = files.read(path)
             if about["kind"] == "checkpoint" and Path(run).suffix != ".safetensors":
                 step = about["state"]["step"]
-                print(f"distbp: {run}: not finished; using its checkpoint of step {step:,}", file=sys.stderr)
+                Progress(rank_0=True).warn(f"{run}: not finished; using its checkpoint of step {step:,}")
     kinds = {name: [array.dtype.str, array.shape] for name, array in tensors.items()}
     path, about, kinds = world.from_rank_0([str(path), about, kinds])
     for name, (dtype, shape) in kinds.items():
@@ -127,21 +128,17 @@ def _parts(
     def part(of: str, fractions: tuple[float, float], which: int) -> Part:
         source = open_source(of, keys, cost=cost, seed=seed, like=model.shape)
         share = shares(source.n_rows, seed, fractions, own, n_shards)[which]
-        if not source.again:
-            source = Kept(source, share.at(np.arange(len(share))))
-        if not keys.allow_nonfinite:
-            check_share(source, share)
+        source = checked(source, share, keys.allow_nonfinite)
         return Part(source, share, model.x_scaling, model.y_scaling, model.network.dtype, keys.memory << 20)
 
     if data is not None:
         return {"data": part(data, (0.0, 0.0), 0)}
-    cut = tuple(p if isinstance(p, float) else 0.0 for p in (keys.validation, keys.test))
     parts = {}
     for which, (name, given) in enumerate((("validation", keys.validation), ("test", keys.test)), start=1):
         if isinstance(given, str):
             parts[name] = part(given, (0.0, 0.0), 0)
         elif given:
-            parts[name] = part(keys.source, (cut[0], cut[1]), which)
+            parts[name] = part(keys.source, keys.fractions, which)
     return parts or {"training": part(keys.source, (0.0, 0.0), 0)}
 
 

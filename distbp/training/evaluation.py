@@ -32,8 +32,6 @@ from distbp.training.signals import StopFlag
 Array = NDArray[Any]
 
 COST, N, STOP, RIGHT = range(4)  # then sums of e^2 and |e| of each output (regression), or the table (classification)
-
-
 WIDEST_TABLE = 200  # classes; a wider table is not counted: it would be larger than the data
 
 

@@ -123,7 +123,6 @@ def load(
     """
     data, seed = settings.data, settings.training.seed
     own = shards_of(world.rank, world.size, settings.n_shards)
-    fractions = tuple(p if isinstance(p, float) else 0.0 for p in (data.validation, data.test))
     with world.together():
         if data.source == "memory" and not arrays:
             raise ValueError(
@@ -134,16 +133,14 @@ def load(
         else:
             source = open_source(data.source, data, cost=settings.network.cost, seed=seed)
         network = make_network(settings, Shape.of(source))
-        cut = shares(source.n_rows, seed, (fractions[0], fractions[1]), own, settings.n_shards)
-        for share, name, wanted in zip(
-            cut, ("source", "validation", "test"), (1.0, fractions[0], fractions[1]), strict=True
-        ):
+        cut = shares(source.n_rows, seed, data.fractions, own, settings.n_shards)
+        for share, name, wanted in zip(cut, ("source", "validation", "test"), (1.0, *data.fractions), strict=True):
             if wanted and not share.n_rows:
                 raise ValueError(
                     f"data.{name}: expected at least one row in each part, got none of {source.n_rows}. "
                     "Use more rows, or other fractions."
                 )
-        source = _kept(source, *cut)
+        source = kept(source, *cut)
         tick = _Ticker(len(cut[0]), say, stop)
         x_own, y_own = shard_statistics(source, cut[0], data.allow_nonfinite, tick)
         for share in () if data.allow_nonfinite else cut[1:]:
@@ -170,10 +167,7 @@ def load(
             return part(source, share) if given else None
         file = open_source(given, data, cost=settings.network.cost, seed=seed, like=Shape.of(source))
         whole, _, _ = shares(file.n_rows, seed, (0.0, 0.0), own, settings.n_shards)
-        file = _kept(file, whole)
-        if not data.allow_nonfinite:
-            check_share(file, whole)
-        return part(file, whole)
+        return part(checked(file, whole, data.allow_nonfinite), whole)
 
     with world.together():
         training = part(source, cut[0])
@@ -185,7 +179,15 @@ def load(
     )
 
 
-def _kept(source: Source, *cut: Share) -> Source:
+def checked(source: Source, share: Share, allow_nonfinite: bool) -> Source:
+    """Return a source whose rows of one share are known to be finite, and kept where reading again is costly."""
+    source = kept(source, share)
+    if not allow_nonfinite:
+        check_share(source, share)
+    return source
+
+
+def kept(source: Source, *cut: Share) -> Source:
     """Read the rows of all shares once, where reading again would cost a pass over the file."""
     if source.again:
         return source

@@ -34,11 +34,10 @@ N_TALLIES = 6
 
 
 class Totals(NamedTuple):
-    """What one step found: `cost` is a sum over the `rows` of the batch, `norm` of the mean gradient; flags as sums."""
+    """What one step found: `cost` is a sum over the `rows` of the batch; flags are true if any rank raised them."""
 
     cost: float
     rows: float
-    norm: float
     stop: bool
     save: bool
     end: bool
@@ -95,7 +94,7 @@ class Stepper:
             self.refuse(cost)  # 3
         self.rule.descend(self.theta, grad, norm, eta, step + 1)  # (7)
         self.compute_seconds += time.perf_counter() - started
-        return Totals(cost, rows, norm, stop > 0, save > 0, end > 0, failed > 0)
+        return Totals(cost, rows, stop > 0, save > 0, end > 0, failed > 0)
 
     def partial(self, start: int, stop: int, tallies: Array, vectors: Array) -> None:
         """Write the sums of the own shards `start` ... `stop` - 1, one row each. **Local.**

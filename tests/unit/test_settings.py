@@ -109,7 +109,7 @@ CONTRADICTIONS = {
         "descent": {"schedule": "cosine"},
         "training": {"epochs": 0, "minutes": 1},
     },
-    "data.test: expected fractions that leave rows to train on, got [0.5, 0.5]. Make them smaller.": {
+    "data.test: expected fractions that leave rows to train on, got 0.5 and 0.5. Make them smaller.": {
         "data": {"validation": 0.5, "test": 0.5}
     },
     "training.patience: expected a validation part to watch, got data.validation = 0. Set data.validation.": {
