@@ -8,6 +8,7 @@ enough that one rank is told.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 
@@ -35,9 +36,12 @@ class StopFlag:
 
     def ignore(self) -> None:
         """Ignore the three signals for good: the process is about to leave, and Python would make them deadly again."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, ASKS_TO_STOP)  # none may come while its handler is changed
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKS_TO_STOP)  # this thread takes none while its handler is changed
+        # Another thread may: Python then finds a signal whose handler is gone, and would print a traceback.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         for number in ASKS_TO_STOP:
             signal.signal(number, signal.SIG_IGN)
+        sys.unraisablehook = hook
 
     def __enter__(self) -> StopFlag:
         return self.listen()
