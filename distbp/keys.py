@@ -35,10 +35,9 @@ def key(*numbers: int) -> int:
     return state
 
 
-def mixed(of_key: int, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the keyed 64-bit function of each number, in the shape given."""
-    x = numbers * np.uint64(GOLDEN)
-    x += np.uint64(of_key)
+def mixed(of_key: int | NDArray[np.uint64], numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the keyed 64-bit function of each number, in the shape given; of each key where they are several."""
+    x = numbers * np.uint64(GOLDEN) + np.asarray(of_key, np.uint64)
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)

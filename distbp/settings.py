@@ -21,7 +21,8 @@ COSTS = {  # that fit a task; "auto" is the first
 }
 RESUMABLE = ("data.source", "data.validation", "data.test", "data.target", "data.memory", "training.epochs",
              "training.steps", "training.minutes", "training.patience", "training.model", "training.check_every",
-             "checkpoint.every", "checkpoint.keep")  # fmt: skip
+             "training.threads", "training.shared_memory", "training.overlap", "checkpoint.every",
+             "checkpoint.keep")  # fmt: skip
 
 
 def key(default: Any, expected: str, meaning: str, unit: str = "", **limits: Any) -> Any:
@@ -274,12 +275,31 @@ class Training(Section):
     check_every: Count = key(
         100,
         "a whole number > 0",
-        "Between two comparisons of all ranks' theta and rule state; also done before each checkpoint.",
+        "Between two comparisons of all hosts' theta and rule state; also done before each checkpoint.",
         "steps",
         gt=0,
     )
     blas_threads: Count = key(
         1, "a whole number > 0", "BLAS threads of each rank; the bits depend on it.", "threads", gt=0
+    )
+    threads: Annotated[Annotated[int, Field(gt=0)] | Literal["auto"], BeforeValidator(_not_bool)] = key(
+        "auto",
+        'a whole number > 0 or "auto"',
+        "Threads of each rank, over its shards. auto: the cores that the rank may use divided by the ranks of its "
+        "host, or one where the products are too small to be worth it. The bits do not depend on it.",
+        "threads",
+    )
+    shared_memory: bool = key(
+        True,
+        "true or false",
+        "Whether the ranks of a host keep one theta in memory they share, and share out the descent step; false: each "
+        "has its own and takes the whole step. The bits do not depend on it.",
+    )
+    overlap: bool = key(
+        True,
+        "true or false",
+        "Whether messages between hosts travel, in a thread, while the next layer is computed. The bits do not depend "
+        "on it.",
     )
 
 

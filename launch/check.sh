@@ -9,11 +9,11 @@ case ${1:-} in -h | --help) sed -n '2,4p' "$0"; exit 0 ;; esac
 set_up "$mpi,plot,test"
 cd "$root"
 if [ "${1:-}" = --fix ]; then
-  "$venv/bin/ruff" format distbp tests
-  "$venv/bin/ruff" check --fix distbp tests
+  "$venv/bin/ruff" format distbp tests benchmarks
+  "$venv/bin/ruff" check --fix distbp tests benchmarks
 else
-  "$venv/bin/ruff" format --check distbp tests
-  "$venv/bin/ruff" check distbp tests
+  "$venv/bin/ruff" format --check distbp tests benchmarks
+  "$venv/bin/ruff" check distbp tests benchmarks
 fi
 "$venv/bin/mypy"
 "$venv/bin/lint-imports"

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from distbp.coordinator import files
@@ -100,12 +99,16 @@ class Checkpoints:
         self._thread = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def save(self, step: int, tensors: Mapping[str, Array], about: Mapping[str, Any]) -> None:
-        """Take a copy of the state after `step` steps, to be written soon. **Local.**"""
+    def save(self, step: int, tensors: Mapping[str, Array], about: Mapping[str, Any], copy: bool = True) -> None:
+        """Take a copy of the state after `step` steps, to be written soon. **Local.**
+
+        Without `copy`, the arrays stay as they are until `flush`.
+        """
         size = sum(array.nbytes for array in tensors.values())
         with self._changed:
             self._changed.wait_for(lambda: size * len(self._queue) <= WAITING or not self._queue or self.failure)
-            self._queue.append((step, {name: np.array(array) for name, array in tensors.items()}, about))
+            taken = {name: array.copy() if copy else array for name, array in tensors.items()}
+            self._queue.append((step, taken, about))
             self._changed.notify_all()
 
     def flush(self) -> None:

@@ -49,11 +49,11 @@ class Coordinator:
         end = bool(self._minutes) and now - self._started >= 60 * self._minutes
         return save, end, self.failure is not None
 
-    def save(self, step: int, tensors: Mapping[str, Array], about: Mapping[str, Any]) -> None:
-        """Take a checkpoint."""
+    def save(self, step: int, tensors: Mapping[str, Array], about: Mapping[str, Any], last: bool) -> None:
+        """Take a checkpoint; the last one without a copy of the state."""
         if self.checkpoints:
             self._saved = time.monotonic()
-            self.checkpoints.save(step, tensors, about)
+            self.checkpoints.save(step, tensors, about, copy=not last)
 
     def journal(self, entry: dict[str, Any]) -> None:
         """Write a line of the journal."""

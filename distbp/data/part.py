@@ -120,20 +120,26 @@ class Part:
         self.source: Source | None = source
         self.x_scaling, self.y_scaling = x_scaling, y_scaling
         self.n_rows = share.n_rows
+        self.n_features = source.n_features
         self.one_hot = source.task == "classification"
-        n_own, n_targets = len(share), 1 if self.one_hot else source.n_outputs
-        target_bytes = 8 if self.one_hot else n_targets * dtype.itemsize
+        n_own, written_out = len(share), source.n_outputs <= max(source.n_features, 16)  # classes as rows of 0 and 1
+        by_number = self.one_hot and not written_out
+        target_bytes = 8 if by_number else source.n_outputs * dtype.itemsize
         n_bytes = n_own * (source.n_features * dtype.itemsize + target_bytes)
         self.kept = isinstance(source, Kept) or n_bytes <= memory
         self.n_bytes = n_bytes if self.kept else 0  # in memory
         if self.kept:
             self._x = np.empty((n_own, source.n_features), dtype)
-            self._y = np.empty(n_own, np.int64) if self.one_hot else np.empty((n_own, n_targets), dtype)
+            self._y = np.zeros(n_own, np.int64) if by_number else np.zeros((n_own, source.n_outputs), dtype)
             start = 0
             for s in range(len(share.starts) - 1):
                 for rows in blocks(share, s):
                     stop = start + len(rows)
-                    self._x[start:stop], self._y[start:stop] = self._read(rows)
+                    self._x[start:stop], targets = self._read(rows)
+                    if self.one_hot and written_out:
+                        self._y[np.arange(start, stop), targets] = 1
+                    else:
+                        self._y[start:stop] = targets
                     start = stop
             self.source = None  # read for the last time
 
@@ -143,11 +149,14 @@ class Part:
 
     def fill(self, positions: NDArray[np.int64], x: Array, y: Array) -> None:
         """Write the rows at `positions` of this rank's share into x, (rows, n_0), and y, (rows, n_L). **Local.**"""
-        if self.kept:
-            np.take(self._x, positions, axis=0, out=x, mode="clip")
-            targets = self._y[positions]
-        else:
+        if not self.kept:
             x[...], targets = self._read(self.share.at(positions))
+        else:
+            np.take(self._x, positions, axis=0, out=x, mode="clip")
+            if self._y.ndim == 2:
+                np.take(self._y, positions, axis=0, out=y, mode="clip")
+                return
+            targets = self._y[positions]
         if self.one_hot:
             y[...] = 0
             y[np.arange(len(y)), targets] = 1

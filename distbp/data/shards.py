@@ -132,6 +132,11 @@ class Batches:
         start = step % self.steps_per_epoch * self.rows
         return min(start, last - first), min(start + self.rows, last - first)
 
+    def total(self, step: int) -> int:
+        """Return the rows of one step over all shards."""
+        full = self.n_shards * self.rows
+        return min(full, self.n_rows - step % self.steps_per_epoch * full)
+
     def shape(self, step: int) -> int:
         """Return the rows of a shard's products in one step: the most that any shard takes."""
         most = -(-self.n_rows // self.n_shards)

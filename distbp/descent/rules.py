@@ -1,6 +1,6 @@
 """The descent step, equation (7): theta moves along the mean gradient, in place, piece by piece.
 
-g is the mean gradient (after `mean_gradient`, clipping and weight decay), eta the learning rate, t = 1, 2, ...
+g is the mean gradient (after clipping and weight decay), eta the learning rate, t = 1, 2, ...
 
     gradient_descent   theta -= eta g
     momentum           v = mu v + g;  theta -= eta v
@@ -9,9 +9,10 @@ g is the mean gradient (after `mean_gradient`, clipping and weight decay), eta t
                        theta -= eta m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + epsilon)
 
 Weight decay lambda, on weights only: g += lambda W for all rules but adamw, where W -= eta lambda W before the step.
+The one division by the global number of rows, and clipping, come as a `scale` of the gradient's sum.
 
-Shapes: theta, g, v, m, s (n_parameters,). Each piece stays in the L2 cache through all passes over it; element-wise
-arithmetic gives the same bits for any piece.
+Shapes: theta, v, m, s (n_parameters,). Each piece stays in the L2 cache through all passes over it; element-wise
+arithmetic gives the same bits for any piece, so ranks and threads may share out theta as they like.
 
 References
 ----------
@@ -24,12 +25,12 @@ networks", ICML 2013, algorithm 1 (clipping).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distbp.descent.gradient import PIECE, pieces
 from distbp.settings import Descent
 
 Array = NDArray[Any]
@@ -40,6 +41,20 @@ STATE = {
     "adam": ("mean", "mean_square"),
     "adamw": ("mean", "mean_square"),
 }
+PIECE = 16384  # numbers
+
+
+class Piece(NamedTuple):
+    """Numbers `first` ... `last` - 1 of a gradient, and theta and the rule's state there."""
+
+    first: int
+    last: int
+    decays: bool
+    theta: Array
+    state: tuple[Array, ...]
+
+
+Move = Callable[..., Array]  # (g, scratch, *state): changes the state; returns what theta loses, in g or in scratch
 
 
 class Rule:
@@ -49,57 +64,93 @@ class Rule:
     ----------
     descent
         The settings of [descent].
-    n_weights, n_parameters
+    n_weights
         The first `n_weights` of theta's numbers are weights, and decay.
-    dtype
-        Of theta and of the state.
+    state
+        What STATE names for the rule, each (n_parameters,): 0 at the start, changed in place.
     """
 
-    def __init__(self, descent: Descent, n_weights: int, n_parameters: int, dtype: Any) -> None:
-        self.descent = descent
-        self.n_weights = n_weights
-        self.state = {name: np.zeros(n_parameters, dtype) for name in STATE[descent.rule]}
-        self._scratch = np.empty(min(PIECE, n_parameters), dtype), np.empty(min(PIECE, n_parameters), dtype)
+    def __init__(self, descent: Descent, n_weights: int, state: Mapping[str, Array]) -> None:
+        self.descent, self.n_weights, self.state = descent, n_weights, state
+        self._move = {
+            "gradient_descent": self._gradient_descent,
+            "momentum": self._momentum,
+            "nesterov": self._momentum,
+        }.get(descent.rule, self._adam)
 
-    def descend(self, theta: Array, grad: Array, norm: float, eta: float, t: int) -> None:
-        """Take step t: change theta and the state in place. **Local.** grad, the mean gradient, is overwritten."""
-        limit, decay = self.descent.clip, self.descent.weight_decay
-        shrink = limit / norm if limit and norm > limit else 1.0
-        for piece in pieces(theta.size):
-            g, w = grad[piece], theta[piece]
-            if shrink != 1.0:
-                g *= shrink
-            n_decayed = min(max(self.n_weights - piece.start, 0), g.size)
-            if decay and n_decayed:
-                if self.descent.rule == "adamw":
-                    w[:n_decayed] *= 1 - eta * decay
-                else:
-                    g[:n_decayed] += np.multiply(w[:n_decayed], decay, out=self._scratch[0][:n_decayed])
-            w -= self._move(g, piece, eta, t)
+    def pieces(self, theta: Array, where: slice, at: int = 0) -> list[Piece]:
+        """Return the pieces of a part of theta, only weights or only biases, whose gradient starts at number `at`."""
+        found = []
+        for start in range(where.start, where.stop, PIECE):
+            piece, first = slice(start, min(start + PIECE, where.stop)), at + start - where.start
+            state = tuple(array[piece] for array in self.state.values())
+            decays = self.descent.weight_decay > 0 and start < self.n_weights
+            found.append(Piece(first, first + piece.stop - start, decays, theta[piece], state))
+        return found
 
-    def _move(self, g: Array, piece: slice, eta: float, t: int) -> Array:
-        """Update the state of a piece; return what is taken from theta there (in scratch memory or in g)."""
-        out, scratch = (array[: g.size] for array in self._scratch)
-        rule = self.descent
-        if rule.rule == "gradient_descent":
-            return np.multiply(g, eta, out=g)
-        if rule.rule in ("momentum", "nesterov"):
-            v = self.state["velocity"][piece]
-            v *= rule.momentum
+    def shrink(self, norm: float) -> float:
+        """Return what a mean gradient of this norm is multiplied by, to be no longer than `clip`."""
+        limit = self.descent.clip
+        return limit / norm if limit and norm > limit else 1.0
+
+    def descend(self, pieces: Iterable[Piece], grad: Array, scale: float, eta: float, t: int, scratch: Array) -> None:
+        """Take step t in some pieces: change theta and the state there. **Local.**
+
+        Parameters
+        ----------
+        grad
+            Gradient sum, overwritten. `scale` times it is the mean gradient, clipped.
+        scratch
+            (PIECE,), or as long as the longest piece.
+        """
+        decay, adamw = self.descent.weight_decay, self.descent.rule == "adamw"
+        move = self._move(scale, eta, t)
+        move_mean = self._move(1.0, eta, t) if decay and not adamw else move
+        for first, last, decays, w, state in pieces:
+            g, free = grad[first:last], scratch[: last - first]
+            if decays and adamw:
+                w *= 1 - eta * decay
+            elif decays:
+                g *= scale
+                g += np.multiply(w, decay, out=free)
+                w -= move_mean(g, free, *state)
+                continue
+            w -= move(g, free, *state)
+
+    def _gradient_descent(self, scale: float, eta: float, t: int) -> Move:
+        by = eta * scale
+        return lambda g, free: np.multiply(g, by, out=g)
+
+    def _momentum(self, scale: float, eta: float, t: int) -> Move:
+        mu, nesterov = self.descent.momentum, self.descent.rule == "nesterov"
+
+        def move(g: Array, free: Array, v: Array) -> Array:
+            v *= mu
+            g *= scale
             v += g
-            if rule.rule == "momentum":
-                return np.multiply(v, eta, out=out)
-            np.multiply(v, rule.momentum, out=out)
-            out += g
-            return np.multiply(out, eta, out=out)
-        m, s = self.state["mean"][piece], self.state["mean_square"][piece]
-        m *= rule.beta1
-        m += np.multiply(g, 1 - rule.beta1, out=scratch)
-        s *= rule.beta2
-        np.multiply(g, g, out=g)
-        s += np.multiply(g, 1 - rule.beta2, out=g)
-        np.sqrt(s, out=scratch)
-        scratch *= 1 / (1 - rule.beta2**t) ** 0.5
-        scratch += rule.epsilon
-        np.divide(m, scratch, out=out)
-        return np.multiply(out, eta / (1 - rule.beta1**t), out=out)
+            if not nesterov:
+                return np.multiply(v, eta, out=free)
+            g += np.multiply(v, mu, out=free)
+            return np.multiply(g, eta, out=g)
+
+        return move
+
+    def _adam(self, scale: float, eta: float, t: int) -> Move:
+        beta1, beta2 = self.descent.beta1, self.descent.beta2
+        new, new_square = (1 - beta1) * scale, (1 - beta2) * scale * scale
+        length = max(eta / (1 - beta1**t), 1e-30)  # theta -= m / (sqrt(s) / sqrt(1 - b2^t) / length + epsilon / length)
+        by, plus = 1 / (length * (1 - beta2**t) ** 0.5), self.descent.epsilon / length
+
+        def move(g: Array, free: Array, m: Array, s: Array) -> Array:
+            m *= beta1
+            m += np.multiply(g, new, out=free)
+            s *= beta2
+            g *= g
+            g *= new_square
+            s += g
+            np.sqrt(s, out=free)
+            free *= by
+            free += plus
+            return np.divide(m, free, out=free)
+
+        return move

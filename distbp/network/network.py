@@ -10,13 +10,14 @@ Shapes: x, z[l], a[l], delta[l] are (k, rows, n_l): k shards with the same numbe
 (k, n_l, n_{l-1}) and grad_b[l] (k, n_l), a sum over the rows of each shard, never a mean. W[l] is (n_l, n_{l-1}).
 
 Stacked ``numpy.matmul`` makes one BLAS call a shard, always of the shape that this shard has alone, so a shard's bits
-do not depend on how many shards are computed together. For the same reason sums over rows are products with a vector
-of ones: ``numpy.sum`` may walk a stack of one in another order than a stack of two.
+do not depend on how many shards are computed together; one product for all of them stands in where it is proved to be
+equal (passes.join). For the same reason sums over rows are products with a vector of ones: ``numpy.sum`` may walk a
+stack of one in another order than a stack of two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class Network:
         self.cost = cost(cost_name, huber_width)
         self.huber_width = huber_width
         self.dropout = dropout
+        self.n_dropped = min(round(dropout * 65536), 65535)  # of 65,536
         self.dtype = np.dtype(dtype)
         self.n_layers = len(activations)  # L
         if self.cost.fused and self.cost.fused != activations[-1]:
@@ -91,42 +93,59 @@ class Network:
 
         **Local.** W and b are the views of theta that `layout.views` gives.
         """
-        h = pass_.h
-        h[0] = pass_.x
         for l in range(1, self.n_layers + 1):
-            np.matmul(h[l - 1], W[l].T, out=pass_.z[l])  # (k, rows, n_l)
-            pass_.z[l] += b[l]
-            self.sigma[l].apply(pass_.z[l], pass_.a[l])
-            dropping = pass_.dropping and l < self.n_layers
-            h[l] = np.multiply(pass_.a[l], pass_.kept[l], out=pass_.dropped[l]) if dropping else pass_.a[l]
+            h, z = pass_.forward[l]
+            np.matmul(h, W[l].T, out=z)
+            z = pass_.z[l]  # (k, rows, n_l)
+            z += b[l]
+            self.sigma[l].apply(z, pass_.a[l], pass_.scratch[l])
+            if pass_.dropping and l < self.n_layers:
+                np.multiply(pass_.a[l], pass_.kept[l], out=pass_.h[l])
         return pass_.a[self.n_layers]
 
-    def backward(self, W: list[Array], pass_: Pass, grad_W: list[Array], grad_b: list[Array]) -> None:
-        """Run (4) to (6) after `forward`; write each shard's gradient sum.
+    def deltas(self, W: list[Array], pass_: Pass) -> Iterator[int]:
+        """Run (4) and (5) after `forward`; yield l = L ... 1, each as soon as delta[l] is known.
 
-        **Local.** grad_W and grad_b are the views of a stack (k, n_parameters). Rows of which `pass_.counts` is 0
-        (padding of a short batch) add nothing.
+        **Local.** Overwrites z. delta is 0 in rows of which `pass_.counts` is 0 (padding of a short batch).
         """
         L = self.n_layers
         delta = pass_.delta[L]
         self.cost.start_delta(pass_.z[L], pass_.a[L], pass_.y, delta)
         if self.cost.fused != self.sigma[L].name:
-            self.sigma[L].times_prime(pass_.z[L], pass_.a[L], delta)  # (4)
+            self.sigma[L].times_prime(pass_.z[L], pass_.a[L], delta, pass_.scratch[L])  # (4)
         if pass_.padded:
             delta *= pass_.counts[:, :, None]
-        for l in range(L, 0, -1):
-            np.matmul(delta.transpose(0, 2, 1), pass_.h[l - 1], out=grad_W[l])  # (6)
-            np.matmul(pass_.ones, delta, out=grad_b[l][:, None, :])  # (6)
-            if l > 1:
-                delta = np.matmul(delta, W[l], out=pass_.delta[l - 1])  # (5)
-                if pass_.dropping:
-                    delta *= pass_.kept[l - 1]
-                self.sigma[l - 1].times_prime(pass_.z[l - 1], pass_.a[l - 1], delta)
+        yield L
+        for l in range(L - 1, 0, -1):
+            above, below = pass_.backward[l + 1]
+            np.matmul(above, W[l + 1], out=below)  # (5)
+            delta = pass_.delta[l]
+            if pass_.dropping:
+                delta *= pass_.kept[l]
+            self.sigma[l].times_prime(pass_.z[l], pass_.a[l], delta, pass_.scratch[l])
+            yield l
+
+    def backward(self, W: list[Array], pass_: Pass, grad_W: list[Array], grad_b: list[Array]) -> None:
+        """Run (4) to (6) after `forward`; write each shard's gradient sum. **Local.** Overwrites z.
+
+        grad_W and grad_b are the views of a stack (k, n_parameters).
+        """
+        for l in self.deltas(W, pass_):
+            gradient(pass_.delta[l], pass_.h[l - 1], pass_.ones, grad_W[l], grad_b[l])
 
     def cost_sums(self, pass_: Pass, sums: Array) -> None:
-        """Write the sum of C over the rows of each shard into `sums`, (k,) float64, after `forward`."""
+        """Write the sum of C over the rows of each shard into `sums`, (k,) float64, after `forward`. **Local.**"""
         L = self.n_layers
-        per_sample = self.cost.per_sample(pass_.z[L], pass_.a[L], pass_.y).astype(np.float64)  # (k, rows)
+        pass_.costs[...] = self.cost.per_sample(pass_.z[L], pass_.a[L], pass_.y, pass_.scratch[L])  # (k, rows)
         if pass_.padded:
-            per_sample *= pass_.counts
-        np.matmul(per_sample[:, None, :], pass_.ones64, out=sums[:, None, None])
+            pass_.costs *= pass_.counts
+        np.matmul(pass_.costs[:, None, :], pass_.ones64, out=sums[:, None, None])
+
+
+def gradient(delta: Array, h: Array, ones: Array, grad_W: Array, grad_b: Array) -> None:
+    """Write (6), the sum over rows, for some neurons of a layer. **Local.**
+
+    delta (..., rows, n), h (..., rows, n_{l-1}), ones (1, rows), grad_W (..., n, n_{l-1}), grad_b (..., n).
+    """
+    np.matmul(delta.swapaxes(-1, -2), h, out=grad_W)
+    np.matmul(ones, delta, out=grad_b[..., None, :])

@@ -1,8 +1,9 @@
-"""The replica check: every rank's theta and rule state must be the same bytes.
+"""The replica check: every host's theta and rule state must be the same bytes.
 
-Each rank takes the same descent step on the same sum, so a difference means that memory, a message or a program went
-wrong on some rank. It is found by comparing SHA-256 digests every `training.check_every` steps and before each
-checkpoint, so nothing that a bad replica has touched is saved after it.
+Each host takes the same descent step on the same sum, so a difference means that memory, a message or a program went
+wrong on one of them. (A rank that shares memory with nobody is a host of its own.) It is found by comparing SHA-256
+digests every `training.check_every` steps and before each checkpoint, so nothing that a bad replica has touched is
+saved after it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from distbp.parallel.world import AgreedRuntimeError, World
+from distbp.parallel.host import Host
+from distbp.parallel.world import AgreedRuntimeError
 
 
-def check_replicas(world: World, vectors: Iterable[NDArray[Any]], step: int) -> None:
+def check_replicas(host: Host, vectors: Iterable[NDArray[Any]], step: int) -> None:
     """Compare the replicas' bytes. **Collective.**
 
     Raises
@@ -25,12 +27,14 @@ def check_replicas(world: World, vectors: Iterable[NDArray[Any]], step: int) -> 
     AgreedRuntimeError
         On all ranks; names those that differ from the majority (from rank 0 where there is none).
     """
-    if world.size == 1:
+    if host.n_hosts == 1:
         return
     digest = hashlib.sha256()
-    for vector in vectors:
+    for vector in vectors if host.rank == 0 else ():
         digest.update(vector.data)
-    digests = world.exchange(digest.hexdigest())
+    world = host.world
+    told = world.exchange(digest.hexdigest())
+    digests = [told[r - r % host.size] for r in range(world.size)]  # the host's ranks share what its first one read
     counts = Counter(digests)
     if len(counts) == 1:
         return

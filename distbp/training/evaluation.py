@@ -99,7 +99,7 @@ class Evaluator:
         """Add one block's sums; return the statistics of its targets. Its shape is the same wherever it is computed."""
         L = self.network.n_layers
         z, a, y = pass_.z[L][0, :n], pass_.a[L][0, :n], pass_.y[0, :n]
-        sums[COST] += self.network.cost.per_sample(z, a, y).astype(np.float64).sum()
+        sums[COST] += self.network.cost.per_sample(z, a, y, pass_.scratch[L][:, 0, :n]).astype(np.float64).sum()
         sums[N] += n
         if self.task == "classification":
             true, guess = y.argmax(axis=-1), a.argmax(axis=-1)

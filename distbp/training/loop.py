@@ -24,7 +24,7 @@ from distbp.settings import Settings
 from distbp.training.evaluation import Evaluation, Evaluator
 from distbp.training.problem import Problem
 from distbp.training.signals import StopFlag
-from distbp.training.step import END, FAILED, N_TALLIES, SAVE, STOP, Stepper
+from distbp.training.step import END, FAILED, SAVE, STOP, Stepper
 
 Array = NDArray[Any]
 
@@ -101,6 +101,7 @@ class Loop:
         self._rows = 0.0  # since the start of this process
         self.best_at_end = False  # the last step is better than the best validated on the way
 
+    @np.errstate(over="ignore", invalid="ignore")  # a cost or gradient that is not finite is found and told
     def run(self) -> str:
         """Train to the end; return why: epochs, steps, time limit, early stopping or signal. **Collective.**"""
         state, training = self.state, self.settings.training
@@ -121,24 +122,23 @@ class Loop:
             if training.patience and state.stale >= training.patience:
                 reason = reason or "early stopping"
             if save or stop or improved or (reason and self.saved != state.step):
-                self.save()
+                self.save(last=bool(stop or reason))
             if reason and not stop:
                 stop = self.last_look()
             if stop:
                 return "signal"
             if reason:
                 return reason
-            flags = np.zeros(N_TALLIES)
-            flags[STOP] = bool(self.stop)
-            flags[[SAVE, END, FAILED]] = self.coordinator.flags(state.step + 1, self.per_epoch)
+            due, over, failed = self.coordinator.flags(state.step + 1, self.per_epoch)
+            flags = STOP * bool(self.stop) | SAVE * due | END * over | FAILED * failed
             eta = learning_rate(self.settings.descent, state.step, self.per_epoch, self.last_step)
             totals = self.stepper.take(state.step, eta, flags)
             state.step += 1
             state.epoch_cost += totals.cost
             state.epoch_rows += totals.rows
             self._rows += totals.rows
-            stop, save, end = totals.stop, totals.save, totals.end
-            if totals.failed:
+            stop, save, end = (bool(totals.flags & flag) for flag in (STOP, SAVE, END))
+            if totals.flags & FAILED:
                 self.fail()
             if state.step % training.check_every == 0:
                 self.check()
@@ -185,16 +185,16 @@ class Loop:
                 state.best_step, state.best_cost, state.stale = state.step, evaluation.mean_cost, 0
         return evaluation
 
-    def save(self) -> None:
-        """Check the replicas and take a checkpoint. **Collective.**"""
+    def save(self, last: bool) -> None:
+        """Check the replicas and take a checkpoint; after the last nothing changes any more. **Collective.**"""
         self.check()
         about = {**self.about, "kind": "checkpoint", "state": self.state.to_json()}
-        self.coordinator.save(self.state.step, self.tensors, about)
+        self.coordinator.save(self.state.step, self.tensors, about, last)
         self.saved = self.state.step
 
     def check(self) -> None:
         """Compare the replicas. **Collective.**"""
-        check_replicas(self.world, [self.stepper.theta, *self.stepper.rule.state.values()], self.state.step)
+        check_replicas(self.stepper.host, [self.stepper.theta, *self.stepper.rule.state.values()], self.state.step)
 
     def fail(self) -> None:
         """Raise what went wrong on rank 0's disk, on all ranks. **Collective.**"""

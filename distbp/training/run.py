@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from distbp.coordinator.coordinator import Coordinator
 from distbp.coordinator.environment import BITS, differences, environment
 from distbp.coordinator.folder import RunFolder
 from distbp.coordinator.progress import Progress
-from distbp.descent.rules import Rule
+from distbp.descent.rules import STATE, Rule
 from distbp.network.initial import initial_theta
+from distbp.parallel.host import open_host
 from distbp.parallel.world import AgreedValueError, World, error_text, open_world
 from distbp.settings import Settings
 from distbp.training.evaluation import Evaluation, Evaluator
@@ -31,8 +34,11 @@ from distbp.training.problem import Arrays, Problem, initial_kind, load
 from distbp.training.signals import StopFlag
 from distbp.training.start import settle
 from distbp.training.step import Stepper
+from distbp.training.tiles import shapes
+from distbp.training.workspace import Workspace
 
 Array = NDArray[Any]
+WORTH_A_THREAD = 1 << 22  # rows times weights of a step
 
 
 @dataclass(frozen=True)
@@ -174,10 +180,18 @@ class _Run:
         self.world, self.settings, self.problem, self.folder = world, settings, problem, folder
         self.progress, self.stop = progress, stop
         network = problem.network
-        n = network.layout.n_parameters
         progress.say(_describe(settings, problem))
-        self.theta = initial_theta(network.layout, initial_kind(settings), settings.training.seed, network.dtype.name)
-        self.rule = Rule(settings.descent, network.layout.n_weights, n, network.dtype)
+        names = STATE[settings.descent.rule]
+        training = settings.training
+        self.host, self.memory = open_host(
+            world, training.shared_memory, _threads(settings, problem, world), training.overlap,
+            partial(shapes, network, problem.batches, names), progress.warn,
+        )  # fmt: skip
+        self.theta = self.memory["theta"]
+        if self.host.rank == 0:
+            self.theta[...] = initial_theta(network.layout, initial_kind(settings), training.seed, network.dtype.name)
+        self.host.meet()
+        self.rule = Rule(settings.descent, network.layout.n_weights, {name: self.memory[name] for name in names})
         self.model = Model(network, self.theta, problem.shape, problem.x_scaling, problem.y_scaling)
         self.about = {
             **self.model.about(),
@@ -209,10 +223,14 @@ class _Run:
                     f"data.source: expected the rows that the run was started on, got others from "
                     f"{self.settings.data.source}. Give it the same data with --data.source."
                 )
+            shared = (self.theta, *self.rule.state.values())
             for name, array in self.tensors().items():
                 if loaded:
                     array[...] = loaded[1][name]
-                self.world.broadcast(array)
+                if not any(array is one for one in shared):
+                    self.world.broadcast(array)
+            for array in shared:
+                self.host.broadcast(array)
             self.state = State.from_json(about["state"])
             self.saved = self.state.step
             self.forget_a_lost_best()
@@ -257,7 +275,8 @@ class _Run:
         """Run the loop, then evaluate and write the model. **Collective.**"""
         settings, problem = self.settings, self.problem
         seed = settings.training.seed
-        stepper = Stepper(self.world, problem.network, self.rule, self.theta, problem.training, problem.batches, seed)
+        space = Workspace(self.host, self.memory, problem.network, self.rule, problem.training, problem.batches, seed)
+        stepper = Stepper(space, problem.network, self.rule, seed)
         checkpoints = None
         if self.folder:
             keep = settings.checkpoint.keep
@@ -303,6 +322,18 @@ class _Run:
                 theta[...] = files.read(self.folder.checkpoints / name_of(step))[0]["theta"]
         self.world.broadcast(theta)
         return replace(self.model, theta=theta), step
+
+
+def _threads(settings: Settings, problem: Problem, world: World) -> int:
+    """Return how many threads each rank uses, the same on all. **Collective.** It changes no bit."""
+    wanted = settings.training.threads
+    hosts = world.exchange(os.uname().nodename)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = cores // hosts.count(os.uname().nodename) // settings.training.blas_threads
+    per_thread = problem.batches.rows * problem.batches.n_shards * problem.network.layout.n_weights
+    useful = per_thread // world.size // WORTH_A_THREAD  # a small product is done before a thread has begun
+    threads = max(1, min(free, useful)) if wanted == "auto" else wanted
+    return int(min(threads, -(-settings.n_shards // world.size), *world.exchange(threads)))
 
 
 def _flat(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distbp.descent.gradient import mean_gradient
-from distbp.descent.rules import Rule
+from distbp.descent.rules import PIECE, STATE, Rule
 from distbp.network.network import Network
 from distbp.network.passes import Pass
 from distbp.parallel.tree import fold_shards
@@ -119,17 +118,20 @@ def steps(case: Case):
     network, theta = case.network(), case.theta()
     layout = network.layout
     W, b = layout.views(theta)
-    rule = Rule(case.descent, layout.n_weights, layout.n_parameters, "float64")
+    n, rows = layout.n_parameters, sum(case.counts)
+    rule = Rule(case.descent, layout.n_weights, {name: np.zeros(n) for name in STATE[case.rule]})
+    pieces = rule.pieces(theta, slice(0, layout.n_weights))
+    pieces += rule.pieces(theta, slice(layout.n_weights, n), layout.n_weights)
     pass_ = Pass(network, N_SHARDS, ROWS)
-    partial, costs = np.empty((N_SHARDS, layout.n_parameters)), np.empty(N_SHARDS)
+    partial, costs, scratch = np.empty((N_SHARDS, n)), np.empty(N_SHARDS), np.empty(min(PIECE, n))
     for t, (x, y) in enumerate(case.batches(), 1):
         pass_.x[...], pass_.y[...] = x, y
         pass_.count(case.counts)
         network.forward(W, b, pass_)
-        network.backward(W, pass_, *layout.views(partial))
         network.cost_sums(pass_, costs)
+        network.backward(W, pass_, *layout.views(partial))
         grad = fold_shards(partial)
-        norm = mean_gradient(grad, sum(case.counts))
-        mean = grad.copy()
-        rule.descend(theta, grad, norm, RULES[case.rule], t)
+        mean = grad / rows
+        norm = float(np.linalg.norm(mean))
+        rule.descend(pieces, grad, rule.shrink(norm) / rows, RULES[case.rule], t, scratch)
         yield float(fold_shards(costs.copy())), mean, norm, theta.copy()

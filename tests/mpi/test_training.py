@@ -1,17 +1,21 @@
 """The parts of a run under MPI: loading, steps, evaluation, checks; the same on every rank and as in one process."""
 
+import hashlib
 import json
 import os
 
 import numpy as np
 import pytest
+from unit.steppers import make_stepper
 
 from distbp.api import evaluate, predict, settings, train
+from distbp.parallel.host import Host, open_host
 from distbp.parallel.replicas import check_replicas
 from distbp.parallel.world import AgreedRuntimeError, AgreedStopError, AgreedValueError, World, open_world
 from distbp.training.evaluation import Evaluator
 from distbp.training.problem import load
 from distbp.training.signals import StopFlag
+from distbp.training.step import END, FAILED, SAVE, STOP
 
 pytestmark = pytest.mark.mpi
 
@@ -138,18 +142,65 @@ def test_fewer_rows_than_shards_or_hardly_more_train_without_a_hang(world, mpi_t
 
 def test_a_replica_that_differs_is_named(world):
     theta = np.ones(1000, np.float32)
-    check_replicas(world, [theta], 5)
+    host = open_host(world, False, 1, False, lambda host: {}, print)[0]  # each rank keeps its own
+    check_replicas(host, [theta], 5)
     if world.size == 1:
         return
     if world.rank == 1:
         theta[7] = np.nextafter(np.float32(1), np.float32(2))  # one bit
     with pytest.raises(AgreedRuntimeError) as caught:
-        check_replicas(world, [theta], 6)
+        check_replicas(host, [theta], 6)
     note = " (there is no majority: rank 0 may be the wrong one)" if world.size == 2 else ""
     assert str(caught.value) == (
         f"step 6: expected the same theta and rule state on all ranks, got others on rank 1 of {world.size}{note}. "
         "Nothing was saved since; check that machine's memory and resume."
     )
+
+
+def test_hosts_are_compared_by_their_first_ranks(world):
+    if world.size != 4:
+        pytest.skip("two hosts of two ranks")
+    host = Host(world, world.comm.Split(world.rank // 2), world.comm.Split(world.rank % 2), 1, False)
+    theta = np.zeros(1000, np.float32)  # the second rank's is never read: it is the same memory in a run
+    theta[7] = world.rank % 2 * (world.rank + 1)
+    state = np.ones(10)
+    check_replicas(host, [theta, state], 5)
+    if world.rank == 2:
+        state[9] = np.nextafter(1, 2)
+    with pytest.raises(AgreedRuntimeError) as caught:
+        check_replicas(host, [theta, state], 6)
+    assert str(caught.value) == (
+        "step 6: expected the same theta and rule state on all ranks, got others on rank 2, 3 of 4 (there is no "
+        "majority: rank 0 may be the wrong one). Nothing was saved since; check that machine's memory and resume."
+    )
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_what_one_rank_has_to_say_reaches_all(world, share):
+    stepper, problem = make_stepper(SMALL, world=world, share=share)
+    last = world.rank == world.size - 1
+    said = [0, STOP * last, SAVE * (world.rank == 0) | STOP * last, END, FAILED * last | SAVE, 0]
+    expected = [0, STOP, SAVE | STOP, END, FAILED | SAVE, 0]
+    for step, (flags, of_all) in enumerate(zip(said, expected, strict=True)):
+        totals = stepper.take(step, 0.01, flags)
+        assert totals.flags & (STOP | SAVE | END | FAILED) == of_all
+        assert totals.rows == problem.batches.total(step)
+
+
+@pytest.mark.parametrize("features", [2, 3, 4])
+def test_tiny_products_give_the_bytes_of_one_process(world, features):
+    """Where a few numbers are equal by chance, products of several shards may look as if they could be joined."""
+    found = {True: [], False: []}
+    for seed in range(8):
+        table = {"data": {"source": "synthetic", "task": "regression", "rows": 300, "features": features, "outputs": 1,
+                          "batch_size": 8, "shards": 8},
+                 "network": {"widths": []}, "training": {"seed": seed}}  # fmt: skip
+        for alone in found:
+            stepper, problem = make_stepper(table, world=World(None) if alone else world, share=False)
+            for step in range(problem.batches.steps_per_epoch):
+                stepper.take(step, 0.05, 0)
+            found[alone].append(hashlib.sha256(stepper.theta.tobytes()).hexdigest())
+    assert found[False] == found[True]
 
 
 def test_only_the_processes_that_the_launcher_started_are_the_world(world):

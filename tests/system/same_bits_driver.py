@@ -10,18 +10,24 @@ from distbp.api import settings, train
 
 RULES = ("gradient_descent", "momentum", "nesterov", "adam", "adamw")
 NETWORKS = {
-    # 41 KB of gradient: long messages, each rank adds a part; 1,797 rows less a fifth: shards and last batch uneven
+    # layers whose shards come together by product; 1,797 rows less a fifth: shards and last batch uneven
     "digits": {
         "data": {"source": "digits", "batch_size": 96},
         "network": {"widths": [128], "activation": "relu", "dropout": 0.2},
         "training": {"epochs": 2},
     },
-    # 1 KB of gradient: short messages, every rank adds all; 203 rows: the last batch has 3 rows or 4 of a shard's 8
+    # 203 rows: the last batch has 3 rows or 4 of a shard's 8
     "synthetic": {
         "data": {"source": "synthetic", "rows": 203, "features": 7, "outputs": 3, "task": "regression",
                  "batch_size": 64, "target_scaling": "standard"},
         "network": {"widths": [13, 5], "activation": "tanh", "dropout": 0.1},
         "training": {"epochs": 6},
+    },
+    # layers whose shards come together by sum in the tree, and one by product: a batch that is large beside the widths
+    "sums": {
+        "data": {"source": "synthetic", "rows": 5003, "features": 40, "outputs": 2, "batch_size": 1024},
+        "network": {"widths": [70, 3], "activation": "sigmoid", "dropout": 0.1},
+        "training": {"epochs": 4},
     },
 }  # fmt: skip
 

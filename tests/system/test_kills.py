@@ -122,6 +122,33 @@ def test_one_rank_alone_fails(here, goes_on, rank, how):
     goes_on("mine", OFTEN, 2)
 
 
+@pytest.mark.parametrize("how", ["os.kill(os.getpid(), signal.SIGKILL)", "raise MemoryError('no room')"])
+@pytest.mark.parametrize(("rank", "ranks", "extra"), [(0, None, ()), (1, 2, ()), (0, 3, ("--descent.clip", "0.5")),
+                                                      (1, 2, ("--training.shared_memory", "false"))])  # fmt: skip
+def test_killed_in_the_middle_of_a_descent_step(here, goes_on, rank, ranks, extra, how):
+    """A part of the theta that the ranks share is one step ahead; that state is never saved."""
+    driver = f"""\
+import os, signal, sys
+from distbp import command, train
+from distbp.training.step import Stepper
+
+descend = Stepper._descend
+
+def changed(self, t, tiles, *rest):
+    descend(self, t, tiles[:1], *rest)
+    if self.step == 57 and self.world.rank == {rank} and tiles:
+        {how}
+
+Stepper._descend = changed
+sys.exit(command.run(train.train_command))
+"""
+    arguments = (*LONG, "--checkpoint.every", "1 steps", *extra)
+    done = ends_all(here.start(*arguments, "--name", "mine", ranks=ranks, driver=driver))
+    assert done.code not in (0, 75)
+    assert 0 < here.last_step("mine") <= 57  # the last ones may have been on their way to the disk
+    goes_on("mine", arguments, 2)
+
+
 def test_with_debug_the_failing_rank_shows_where(here):
     driver = STEP_DRIVER.format(code="if step == 7 and rank == 1: raise MemoryError('no room')")
     done = here.run(*LONG, "--name", "mine", "--debug", ranks=2, driver=driver, limit=20)

@@ -1,6 +1,6 @@
 """The promise: every checkpoint has the same bytes on 1, 2, 3, 4, 5, 7 and 8 ranks.
 
-Two networks, every rule, both dtypes, with dropout, clipping, weight decay, shards of unequal size and a short last
+Three networks, every rule, both dtypes, with dropout, clipping, weight decay, shards of unequal size and a short last
 batch.
 """
 
@@ -29,8 +29,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
 
 
 def test_the_runs_differ_from_each_other(alone):
-    assert len(alone) == 20
-    assert len({tuple(files.values()) for files in alone.values()}) == 20
+    assert len(alone) == 30
+    assert len({tuple(files.values()) for files in alone.values()}) == 30
     assert all(len(files) >= 4 for files in alone.values())  # three checkpoints or more, and the model
 
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distbp.descent import gradient, rules
-from distbp.descent.gradient import PIECE, mean_gradient, pieces
-from distbp.descent.rules import STATE, Rule
+from distbp.descent import rules
+from distbp.descent.rules import PIECE, STATE, Rule
 from distbp.descent.schedule import learning_rate
 from distbp.settings import Descent
 
@@ -49,13 +48,29 @@ def scalar_steps(descent, n_weights, theta, grads, etas):
     return theta
 
 
-def run(descent, n_weights, theta, grads, etas):
-    """Return (theta, rule) after the steps."""
+def rule_at_the_start(descent, n_weights, n, dtype="float64"):
+    return Rule(descent, n_weights, {name: np.zeros(n, dtype) for name in STATE[descent.rule]})
+
+
+def whole(rule, theta):
+    """Return the pieces of all of theta."""
+    return rule.pieces(theta, slice(0, rule.n_weights)) + rule.pieces(
+        theta, slice(rule.n_weights, theta.size), rule.n_weights
+    )
+
+
+def descend(rule, theta, grad_sum, norm, rows, eta, t):
+    """Take step t in all of theta; `norm` is that of the mean gradient."""
+    scratch = np.empty(min(rules.PIECE, theta.size), theta.dtype)
+    rule.descend(whole(rule, theta), grad_sum, rule.shrink(norm) / rows, eta, t, scratch)
+
+
+def run(descent, n_weights, theta, grads, etas, rows=1):
+    """Return (theta, rule) after the steps; `grads` are mean gradients, of which the rule is given the sums."""
     theta = theta.copy()
-    rule = Rule(descent, n_weights, theta.size, theta.dtype)
+    rule = rule_at_the_start(descent, n_weights, theta.size, theta.dtype)
     for t, (grad, eta) in enumerate(zip(grads, etas, strict=True), 1):
-        mean = grad.copy()
-        rule.descend(theta, mean, mean_gradient(mean, 1), eta, t)
+        descend(rule, theta, grad * rows, float(np.linalg.norm(grad)), rows, eta, t)
     return theta, rule
 
 
@@ -71,10 +86,10 @@ def problem(n, steps=6, dtype="float64", seed=0):
 def test_rule_equals_its_equations(rule, decay, clip):
     descent = Descent(rule=rule, weight_decay=decay, clip=clip, momentum=0.8, beta1=0.85, beta2=0.95, epsilon=1e-3)
     theta, grads, etas = problem(11)
-    found, _ = run(descent, 7, theta, grads, etas)
-    np.testing.assert_allclose(
-        found, scalar_steps(descent, 7, theta.tolist(), grads.tolist(), etas), rtol=1e-12, atol=1e-15
-    )
+    expected = scalar_steps(descent, 7, theta.tolist(), grads.tolist(), etas)
+    for rows in (1, 48):
+        found, _ = run(descent, 7, theta, grads, etas, rows)
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -104,18 +119,41 @@ def test_pieces_give_the_bytes_of_one_piece(rule, dtype, n_weights, monkeypatch)
     theta, grads, etas = problem(n, steps=3, dtype=dtype)
 
     def after():
-        found, rule_ = theta.copy(), Rule(descent, n_weights, n, dtype)
+        found, rule_ = theta.copy(), rule_at_the_start(descent, n_weights, n, dtype)
         for t, eta in enumerate(etas, 1):
-            rule_.descend(found, grads[t - 1].copy(), 180.0, eta, t)
+            descend(rule_, found, grads[t - 1].copy(), 180.0, 3, eta, t)
         return found.tobytes(), {name: array.tobytes() for name, array in rule_.state.items()}
 
     in_pieces = after()
-    for module in (gradient, rules):
-        monkeypatch.setattr(module, "PIECE", n)
-    assert after() == in_pieces
-    for module in (gradient, rules):
-        monkeypatch.setattr(module, "PIECE", 1000)
-    assert after() == in_pieces
+    for length in (n, 1000):
+        monkeypatch.setattr(rules, "PIECE", length)
+        assert after() == in_pieces
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parts_of_theta_taken_one_by_one_give_the_bytes_of_the_whole(rule, dtype):
+    """Tiles: some weights and their biases, whose gradients lie side by side, in any order and by any rank."""
+    n_weights, n = 2 * PIECE + 300, 2 * PIECE + 317
+    descent = Descent(rule=rule, weight_decay=0.1, clip=1.0)
+    theta, grads, etas = problem(n, steps=3, dtype=dtype)
+    found, in_parts = theta.copy(), theta.copy()
+    rules_ = [rule_at_the_start(descent, n_weights, n, dtype) for _ in range(2)]
+    cuts = [
+        (0, 7, n_weights, n_weights + 1),
+        (7, 90, n_weights + 1, n_weights + 13),
+        (90, n_weights, n_weights + 13, n),
+    ]
+    for t, eta in enumerate(etas, 1):
+        descend(rules_[0], found, grads[t - 1].copy(), 2.0, 3, eta, t)
+        for first, last, first_b, last_b in reversed(cuts):
+            grad = np.concatenate([grads[t - 1][first:last], grads[t - 1][first_b:last_b]])
+            pieces = rules_[1].pieces(in_parts, slice(first, last))
+            pieces += rules_[1].pieces(in_parts, slice(first_b, last_b), last - first)
+            scratch = np.empty(min(PIECE, grad.size), dtype)
+            rules_[1].descend(pieces, grad, rules_[1].shrink(2.0) / 3, eta, t, scratch)
+    assert in_parts.tobytes() == found.tobytes()
+    assert [a.tobytes() for a in rules_[1].state.values()] == [a.tobytes() for a in rules_[0].state.values()]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -145,9 +183,16 @@ def test_clipping_keeps_the_direction_and_limits_the_length():
 
 def test_the_state_is_laid_out_like_theta():
     for rule, names in STATE.items():
-        used = Rule(Descent(rule=rule), 3, 10, "float64")
+        used = rule_at_the_start(Descent(rule=rule), 3, 10)
+        theta = np.arange(10.0)
         assert tuple(used.state) == names
-        assert all(array.shape == (10,) and not array.any() for array in used.state.values())
+        for piece in whole(used, theta):
+            assert len(piece.state) == len(names)
+            for view, array in zip((piece.theta, *piece.state), (theta, *used.state.values()), strict=True):
+                view += 1
+                assert (array[piece.first : piece.last] == view).all()
+        assert (theta == np.arange(1.0, 11.0)).all()
+        assert all((array == 1).all() for array in used.state.values())
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -155,65 +200,54 @@ def test_a_rule_goes_on_from_its_state(rule):
     """Nothing but theta, the state and t decides the next step: what a checkpoint must hold."""
     theta, grads, etas = problem(30)
     descent = Descent(rule=rule, weight_decay=0.1)
-    whole, _ = run(descent, 20, theta, grads, etas)
+    of_all, _ = run(descent, 20, theta, grads, etas)
     found, before = run(descent, 20, theta, grads[:3], etas[:3])
-    after = Rule(descent, 20, 30, "float64")
+    after = rule_at_the_start(descent, 20, 30)
     for name, array in before.state.items():
         after.state[name][...] = array
     for t in range(4, 7):
-        mean = grads[t - 1].copy()
-        after.descend(found, mean, mean_gradient(mean, 1), etas[t - 1], t)
-    assert found.tobytes() == whole.tobytes()
+        descend(after, found, grads[t - 1].copy(), float(np.linalg.norm(grads[t - 1])), 1, etas[t - 1], t)
+    assert found.tobytes() == of_all.tobytes()
 
 
 @settings(deadline=None)
-@given(st.integers(0, 5 * PIECE))
-def test_pieces_cover_exactly(n):
-    end = 0
-    for piece in pieces(n):
-        assert piece.start == end
-        assert 0 < piece.stop - piece.start <= PIECE
-        end = piece.stop
-    assert end == n
+@given(
+    n=st.integers(0, 5 * PIECE), n_weights=st.integers(0, 5 * PIECE), at=st.sampled_from([0, 1, 500]), data=st.data()
+)
+def test_pieces_cover_exactly(n, n_weights, at, data):
+    n_weights = min(n, n_weights)
+    rule = rule_at_the_start(Descent(rule="adam", weight_decay=0.1), n_weights, n)
+    theta = np.arange(float(n))
+    for first, last in ((0, n_weights), (n_weights, n)):
+        start = data.draw(st.integers(first, last))
+        stop = data.draw(st.integers(start, last))
+        end = at
+        for piece in rule.pieces(theta, slice(start, stop), at):
+            assert piece.first == end
+            assert 0 < piece.last - piece.first <= PIECE
+            assert piece.theta.tolist() == list(range(start + end - at, start + piece.last - at))
+            assert [array.size for array in piece.state] == [piece.theta.size] * 2
+            assert piece.decays is (first < n_weights)
+            end = piece.last
+        assert end == at + stop - start
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("n", [1, 2, 100, PIECE, PIECE + 1, 3 * PIECE + 5])
-def test_mean_gradient_divides_once_and_returns_the_norm(n, dtype):
-    total = np.random.default_rng(n).standard_normal(n).astype(dtype) * 50
-    grad = total.copy()
-    norm = mean_gradient(grad, 48.0)
-    assert grad.tobytes() == (total / np.array(48, dtype)).tobytes()
-    assert norm == pytest.approx(
-        np.linalg.norm(total.astype(np.float64)) / 48, rel=1e-4 if dtype == "float32" else 1e-12
-    )
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("where", [0, PIECE - 1, PIECE, PIECE + 6])
-def test_the_norm_says_when_a_gradient_is_unusable(where, dtype):
-    big = 1e30 if dtype == "float32" else 1e300
-    for value, judge in ((np.nan, math.isnan), (np.inf, math.isinf), (-np.inf, math.isinf), (big, math.isinf)):
-        grad = np.ones(PIECE + 7, dtype)
-        grad[where] = value
-        assert judge(mean_gradient(grad, 2.0))
-    grad = np.ones(PIECE + 7, dtype)
-    grad[0], grad[where] = (np.nan, np.inf) if where else (np.nan, np.nan)
-    assert not math.isfinite(mean_gradient(grad, 2.0))
-    grad[:] = 1e15 if dtype == "float32" else 1e100
-    assert math.isfinite(mean_gradient(grad, 2.0))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_norm_does_not_depend_on_where_the_gradient_lies(dtype):
-    """The buffer of a sum starts elsewhere on other numbers of ranks."""
-    values = np.random.default_rng(0).standard_normal(PIECE + 333).astype(dtype)
-    memory = np.zeros(values.size + 64, dtype)
+@pytest.mark.parametrize("rule", RULES)
+def test_the_step_of_a_piece_does_not_depend_on_where_it_lies(rule, dtype):
+    """A gradient and theta start elsewhere in memory on other numbers of ranks."""
+    descent = Descent(rule=rule, weight_decay=0.1)
+    theta, grads, etas = problem(1333, steps=2, dtype=dtype)
+    memory, of_grad = np.zeros(theta.size + 64, dtype), np.zeros(theta.size + 64, dtype)
     found = set()
     for offset in range(33):
-        grad = memory[offset : offset + values.size]
-        grad[:] = values
-        found.add(mean_gradient(grad, 7.0))
+        used = rule_at_the_start(descent, 1300, theta.size, dtype)
+        moved, grad = memory[offset : offset + theta.size], of_grad[32 - offset : 32 - offset + theta.size]
+        moved[:] = theta
+        for t, eta in enumerate(etas, 1):
+            grad[:] = grads[t - 1]
+            descend(used, moved, grad, 1.0, 7, eta, t)
+        found.add(moved.tobytes())
     assert len(found) == 1
 
 

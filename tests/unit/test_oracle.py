@@ -121,8 +121,8 @@ def test_gradients_agree(cost_name, output, hidden, rows):
     pass_.y /= pass_.y.sum(axis=-1, keepdims=True)
     grad, sums = np.empty((1, theta.size)), np.empty(1)
     network.forward(W, b, pass_)
-    network.backward(W, pass_, *network.layout.views(grad))
     network.cost_sums(pass_, sums)
+    network.backward(W, pass_, *network.layout.views(grad))
 
     parameters = [tensor(p).requires_grad_() for p in (*W[1:], *b[1:])]
     a = tensor(pass_.x[0])

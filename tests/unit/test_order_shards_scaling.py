@@ -23,7 +23,19 @@ from distbp.parallel.world import shards_of
 
 
 def whole(of_key, n):
-    return permuted(of_key, np.arange(n), n)
+    """Return one permutation of 0 ... n - 1."""
+    return permuted(np.array([of_key], np.uint64), np.arange(n), np.array([n]), n)[0]
+
+
+def by_many_keys(numbers, n_keys, n):
+    """Return the permutations of 0 ... n - 1 by n_keys keys, (n_keys, n)."""
+    of_keys = np.array([keys.key(*numbers, i) for i in range(n_keys)], np.uint64)
+    return permuted(of_keys, np.arange(n), np.full(n_keys, n), n)
+
+
+def order_of(seed, shard, n):
+    """Return the order of one shard of n rows, the largest there is."""
+    return Order(seed, range(shard, shard + 1), [n], max(n, 1))
 
 
 @pytest.mark.parametrize("n", [*range(1, 70), 255, 256, 257, 1000, 65_535, 65_536, 65_537, 300_001])
@@ -42,7 +54,7 @@ def test_permutation_is_a_bijection_for_any_key(n, of_key):
 @pytest.mark.parametrize("n", [2**31 + 1, 2**32 - 1, 2**32, 2**32 + 1, 2**40 + 12345])
 def test_permutation_of_more_rows_than_memory(n):
     positions = np.concatenate([np.arange(2000), np.arange(n - 2000, n)])
-    found = permuted(3, positions, n)
+    found = permuted(np.array([3], np.uint64), positions, np.array([n]), n)[0]
     assert np.unique(found).size == positions.size
     assert found.min() >= 0
     assert found.max() < n
@@ -53,14 +65,14 @@ def test_permutation_of_more_rows_than_memory(n):
 def test_every_row_is_equally_likely_at_every_position(n):
     n_keys = 3000
     counts = np.zeros((n, n))
-    for i in range(n_keys):
-        counts[np.arange(n), whole(keys.key(11, i), n)] += 1
+    for found in by_many_keys([11], n_keys, n):
+        counts[np.arange(n), found] += 1
     expected = n_keys / n
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected * (1 - 1 / n))
 
 
 def test_all_orders_of_a_few_rows_occur():
-    found = Counter(tuple(whole(keys.key(5, i), 4).tolist()) for i in range(6000))
+    found = Counter(map(tuple, by_many_keys([5], 6000, 4).tolist()))
     assert len(found) == 24
     assert max(abs(count - 250) for count in found.values()) < 5 * np.sqrt(250)
 
@@ -76,39 +88,99 @@ def test_neighbours_are_not_kept_together(n):
     assert np.abs(counts - n / 32).max() < 5 * np.sqrt(n / 32)
 
 
+@settings(deadline=None)
+@given(
+    n=st.lists(st.integers(0, 300), min_size=1, max_size=9),
+    spare=st.integers(0, 300),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_permutations_found_together_are_those_found_alone(n, spare, seed, data):
+    most = max(1, *n) + spare
+    of_keys = np.array([keys.key(seed, g) for g in range(len(n))], np.uint64)
+    positions = data.draw(st.sampled_from([np.arange(most), np.arange(most)[::-1], np.arange(most // 2, most + 9)]))
+    together = permuted(of_keys, positions, np.array(n), most)
+    assert together.shape == (len(n), positions.size)
+    assert together.dtype == np.int64
+    for g in range(len(n)):
+        alone = permuted(of_keys[g : g + 1], positions, np.array(n[g : g + 1]), most)
+        assert together[g].tolist() == alone[0].tolist()
+        there = positions < n[g]
+        assert not together[g][~there].any()
+        of_all = permuted(of_keys[g : g + 1], np.arange(n[g]), np.array(n[g : g + 1]), most)[0]
+        assert sorted(of_all.tolist()) == list(range(n[g]))  # also where other permutations are longer
+        assert together[g][there].tolist() == of_all[positions[there]].tolist()
+
+
 @settings(max_examples=50, deadline=None)
 @given(n=st.integers(0, 200), data=st.data())
 def test_a_window_does_not_change_the_rows(n, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order_module, "WINDOW", data.draw(st.integers(1, 64)))
-        order = Order(3, 1, n)
+        order = order_of(3, 1, n)
         for _ in range(6):
             epoch = data.draw(st.integers(0, 2))
             start = data.draw(st.integers(0, n))
             stop = data.draw(st.integers(start, n))
             expected = whole(keys.key(keys.ORDER, 3, epoch, 1), n)[start:stop] if n else np.empty(0)
-            assert order.rows(epoch, start, stop).tolist() == expected.tolist()
+            assert order.rows(epoch, start, stop).tolist() == [expected.tolist()]
 
 
 def test_real_windows_meet():
     n = 2 * WINDOW + 100
-    order = Order(1, 0, n)
+    order = order_of(1, 0, n)
     expected = whole(keys.key(keys.ORDER, 1, 4, 0), n)
     for start, stop in [(0, n), (WINDOW - 3, WINDOW + 3), (5, 6), (WINDOW, 2 * WINDOW), (n - 1, n), (n, n), (17, n)]:
-        assert order.rows(4, start, stop).tolist() == expected[start:stop].tolist()
+        assert order.rows(4, start, stop).tolist() == [expected[start:stop].tolist()]
 
 
 def test_rows_of_an_earlier_window_stay_as_they_were():
-    order = Order(1, 0, WINDOW + 10)
+    order = order_of(1, 0, WINDOW + 10)
     first = order.rows(0, 0, 5)
     before = first.tolist()
     order.rows(1, WINDOW, WINDOW + 5)
     assert first.tolist() == before
 
 
+@settings(max_examples=50, deadline=None)
+@given(n_rows=st.integers(1, 500), n_shards=st.integers(1, 12), data=st.data())
+def test_the_order_of_a_shard_depends_neither_on_the_shards_held_nor_on_the_window(n_rows, n_shards, data):
+    cut = [bounds(n_rows, n_shards, shard) for shard in range(n_shards)]
+    n = [last - first for first, last in cut]
+    most = max(n)
+
+    def held(shards, window):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(order_module, "WINDOW", window)
+            return Order(7, shards, n[shards.start : shards.stop], most)
+
+    first = data.draw(st.integers(0, n_shards - 1))
+    some = range(first, data.draw(st.integers(first + 1, n_shards)))
+    orders = held(range(n_shards), data.draw(st.integers(200, 2000))), held(some, data.draw(st.integers(1, 200)))
+    for epoch in data.draw(st.lists(st.integers(0, 50), min_size=1, max_size=5)):
+        start = data.draw(st.integers(0, most))
+        stop = data.draw(st.integers(start, most))
+        of_all, of_some = (order.rows(epoch, start, stop) for order in orders)
+        assert of_all.shape == (n_shards, stop - start)
+        assert of_some.tolist() == of_all[some.start : some.stop].tolist()
+        for shard, rows in zip(some, of_some, strict=True):
+            assert not rows[max(0, n[shard] - start) :].any()  # positions that it has not
+            of_key = np.array([keys.key(keys.ORDER, 7, epoch, shard)], np.uint64)
+            expected = permuted(of_key, np.arange(n[shard]), np.array([n[shard]]), most)[0]
+            assert rows[: max(0, n[shard] - start)].tolist() == expected[start:stop].tolist()
+
+
+def test_a_window_of_several_epochs_holds_the_order_of_each():
+    assert Order(7, range(3), [20, 20, 19], 20).epochs > 1000
+    together, alone = Order(7, range(3), [20, 20, 19], 20), Order(7, range(2, 3), [19], 20)
+    for epoch in (0, 1, 999, 1000, 5, 10**9):
+        assert together.rows(epoch, 3, 20)[2].tolist() == alone.rows(epoch, 3, 20)[0].tolist()
+        assert sorted(alone.rows(epoch, 0, 19)[0].tolist()) == list(range(19))
+
+
 def test_epochs_shards_and_seeds_have_orders_of_their_own():
     orders = {
-        (seed, epoch, shard): tuple(Order(seed, shard, 50).rows(epoch, 0, 50).tolist())
+        (seed, epoch, shard): tuple(order_of(seed, shard, 50).rows(epoch, 0, 50)[0].tolist())
         for seed in (0, 1, 2**63 - 1)
         for epoch in range(3)
         for shard in range(3)
@@ -141,6 +213,7 @@ def test_every_row_counts_exactly_once_an_epoch(n_rows, n_shards, rows, epoch):
             taken[shard].extend(range(first, last))
             lengths.append(last - first)
         assert batches.shape(step) == max(lengths)
+        assert batches.total(step) == sum(lengths)
         assert max(lengths) >= 1  # no empty step
         assert step == steps[-1] or max(lengths) == batches.rows
         assert max(lengths) - min(lengths) <= 1 or step == steps[-1] or min(lengths) == 0
@@ -170,6 +243,34 @@ def test_shard_sizes_differ_by_at_most_one(n_rows, n_shards):
     assert all(left[1] == right[0] for left, right in itertools.pairwise(cut))
     sizes = {last - first for first, last in cut}
     assert max(sizes) - min(sizes) <= 1
+
+
+@settings(deadline=None)
+@given(n_rows=st.integers(1, 600), n_shards=st.integers(1, 24), rows=st.integers(1, 80), epoch=st.integers(0, 10**9))
+def test_the_total_of_a_step_is_what_all_shards_take(n_rows, n_shards, rows, epoch):
+    batches = Batches.of(n_rows, n_shards, rows * n_shards)
+    first = epoch * batches.steps_per_epoch
+    steps = range(first, first + batches.steps_per_epoch)
+    for step in steps:
+        taken = [batches.taken(step, shard) for shard in range(n_shards)]
+        assert batches.total(step) == sum(last - first for first, last in taken) > 0
+    assert sum(batches.total(step) for step in steps) == n_rows
+
+
+# Keys ---------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(of_keys=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5), n=st.integers(0, 20))
+def test_numbers_mixed_by_many_keys_are_those_mixed_by_each(of_keys, n):
+    numbers = np.arange(n, dtype=np.uint64) * np.uint64(3)
+    found = keys.mixed(np.array(of_keys, np.uint64)[:, None], numbers)
+    assert found.shape == (len(of_keys), n)
+    assert found.dtype == np.uint64
+    for row, of_key in zip(found, of_keys, strict=True):
+        assert row.tolist() == keys.mixed(of_key, numbers).tolist()
+        assert row.tolist() == [keys.key((3 * i - 1) * keys.GOLDEN + of_key) for i in range(n)]
+    assert numbers.tolist() == [3 * i for i in range(n)]
 
 
 # Shares -------------------------------------------------------------------------------------------------------------

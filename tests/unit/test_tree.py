@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distbp.parallel import tree
-from distbp.parallel.tree import Rows, TreeSum, additions, complete_nodes, fold_shards, middle, shard_additions
+from distbp.parallel.host import Host
+from distbp.parallel.tree import additions, complete_nodes, fold_shards, fold_stack, middle
 from distbp.parallel.world import World, shards_of
 
 MOST = 40
@@ -105,7 +105,9 @@ def test_examples():
     assert complete_nodes(2, 5, 8) == [(2, 4), (4, 5)]
     assert complete_nodes(1, 7, 8) == [(1, 2), (2, 4), (4, 6), (6, 7)]
     assert complete_nodes(4, 6, 6) == [(4, 6)]
-    assert shard_additions(5) == [(0, 1), (2, 3), (0, 2), (0, 4)]
+    assert additions([(s, s + 1) for s in range(5)]) == [(0, 1), (2, 3), (0, 2), (0, 4)]
+    assert additions([(1, 2), (2, 3), (3, 4), (4, 6)], (2, 4)) == [(1, 2)]
+    assert additions([(1, 2), (2, 3), (3, 4), (4, 6)], (4, 6)) == []
     assert [middle(0, n) for n in range(2, 10)] == [1, 2, 2, 4, 4, 4, 4, 8]
 
 
@@ -121,63 +123,69 @@ def test_fold_shards_with_another_addition():
     assert found == [(1, 2), (4, 8), (3, 12), (15, 16)]
 
 
-@pytest.mark.parametrize(("n_tallies", "n", "dtype"), [(6, 1, "float32"), (6, 13, "float64"), (3, 1000, "float32")])
-def test_rows_add_tallies_and_vectors(n_tallies, n, dtype):
-    rows = Rows(3, n_tallies, n, dtype)
-    assert rows.n_bytes % 64 == 0
-    assert rows.tallies.shape == (3, n_tallies)
-    assert rows.vectors.shape == (3, n)
-    assert rows.vectors.dtype == dtype
-    rows.tallies[...] = np.arange(3)[:, None] + 0.5
-    rows.vectors[...] = np.arange(3)[:, None] * 10
-    rows.add(0, 2)
-    assert (rows.tallies[:, 0] == [3, 1.5, 2.5]).all()
-    assert (rows.tallies == rows.tallies[:, :1]).all()
-    assert (rows.vectors == np.array([[20], [10], [20]])).all()
-    used = n_tallies * 8 + n * np.dtype(dtype).itemsize
-    assert not rows.bytes[:, used:].any()
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5)])
+@pytest.mark.parametrize("n_shards", range(1, MOST + 1))
+def test_a_stack_folds_to_the_bytes_of_its_shards_one_by_one(n_shards, shape):
+    leaves = leaves_of(n_shards, math.prod(shape)).reshape(n_shards, *shape)
+    expected = fold_shards(leaves.copy()).tobytes()
+    assert expected == root(leaves).tobytes()
+    stack = leaves.copy()
+    fold_stack(stack)
+    assert stack[0].tobytes() == expected
+    wide = np.full((n_shards + 2, 2, *shape), 9, np.float32)  # as in a run: some rows of a longer stack, with gaps
+    wide[1:-1, 1] = leaves
+    fold_stack(wide[1:-1, 1])
+    assert wide[1, 1].tobytes() == expected
+    assert (wide[:, 0] == 9).all()
+    assert (wide[[0, -1]] == 9).all()
 
 
-@pytest.mark.parametrize("stack_rows", [0, 1, 2, 3, 5, 64])
 @pytest.mark.parametrize("n_shards", [1, 2, 3, 5, 8, 13, 16, 31, 40])
-def test_a_rank_adds_its_nodes_in_the_trees_order_whatever_it_computes_at_once(n_shards, stack_rows, monkeypatch):
-    monkeypatch.setattr(tree, "STACK", stack_rows * Rows(0, 2, 7, "float32").n_bytes)
+def test_workers_then_hosts_add_in_the_trees_order(n_shards):
+    """Each worker folds its shards, its host the workers' nodes, and all hosts the hosts' nodes."""
     leaves = leaves_of(n_shards)
-    for size in {1, 2, 3, n_shards // 2 or 1, n_shards} & set(range(1, n_shards + 1)):
-        found, nodes, widest = [], [], 0
-        for rank in range(size):
-            world = World(None)
-            world.rank, world.size = rank, size
-            of_rank = TreeSum(world, n_shards, 2, 7, "float32")
-
-            def partial(start, stop, tallies, vectors):
-                nonlocal widest
-                assert len(tallies) == len(vectors) == stop - start
-                widest = max(widest, stop - start)
-                tallies[...] = np.arange(start, stop)[:, None]
-                vectors[...] = leaves[start:stop]
-
-            for i, (start, stop) in enumerate(of_rank.nodes):
-                of_rank._node(start, stop, i, partial)
-                nodes.append((start, stop))
-            k = len(of_rank.nodes)
-            assert of_rank.rows.tallies[:k, 0].sum() == sum(shards_of(rank, size, n_shards))
-            found.extend(of_rank.rows.vectors[:k].copy())
-        for i, j in additions(nodes):
-            found[i] += found[j]
-        assert found[0].tobytes() == root(leaves).tobytes()
-        assert widest <= max(1, stack_rows)
+    expected = root(leaves).tobytes()
+    for n_hosts in {1, 2, 3, n_shards // 2 or 1, n_shards} & set(range(1, n_shards + 1)):
+        for n_workers in (1, 2, 3, 4):  # of each host; some may have nothing to do
+            nodes, values = [], []
+            for host in range(n_hosts):
+                workers = [
+                    shards_of(w, n_hosts * n_workers, n_shards) for w in range(host * n_workers, (host + 1) * n_workers)
+                ]
+                held = [node for own in workers for node in complete_nodes(own.start, own.stop, n_shards)]
+                found = [leaves[start:stop].copy() for start, stop in held]
+                for stack in found:
+                    fold_stack(stack)
+                own = shards_of(host, n_hosts, n_shards)
+                roots = complete_nodes(own.start, own.stop, n_shards)
+                for node in roots:
+                    for i, j in additions(held, node):
+                        found[i][0] += found[j][0]
+                    values.append(found[[start for start, _ in held].index(node[0])][0])
+                nodes.extend(roots)
+            for i, j in additions(nodes):
+                values[i] += values[j]
+            assert values[0].tobytes() == expected
 
 
-def test_one_process_sums_all_shards_and_its_flags():
-    leaves = leaves_of(11)
+@settings(deadline=None)
+@given(size=st.integers(1, 9), n_threads=st.integers(1, 9), data=st.data())
+def test_threads_cut_the_shards_of_their_rank_again(size, n_threads, data):
+    n_shards = data.draw(st.integers(size, 60))
+    for rank in range(size):
+        world = World(None)
+        world.rank, world.size = rank, size
+        host = Host(world, None, None, n_threads, False)
+        workers = [host.shards(rank * n_threads + t, n_shards) for t in range(n_threads)]
+        assert [s for own in workers for s in own] == list(shards_of(rank, size, n_shards))
+        assert max(map(len, workers)) - min(map(len, workers)) <= 1
 
-    def partial(start, stop, tallies, vectors):
-        tallies[...] = [[s, 1, 0] for s in range(start, stop)]
-        vectors[...] = leaves[start:stop]
 
-    summed = TreeSum(World(None), 11, 3, 7, "float32")
-    for _ in range(2):  # nothing of the first sum is left over in the second
-        tallies, vector = summed.sum(partial, np.array([0.0, 0.0, 1.0]))
-        assert tallies.tolist() == [55, 11, 1]
-        assert vector.tobytes() == root(leaves).tobytes()
+@settings(deadline=None)
+@given(n_threads=st.integers(1, 9), n_shards=st.integers(1, 60))
+def test_a_host_of_one_process_holds_the_nodes_of_all_shards(n_threads, n_shards):
+    host = Host(World(None), None, None, n_threads, False)
+    assert host.shards_of_hosts(n_shards) == [range(n_shards)]
+    nodes = host.nodes(n_shards)
+    assert len(nodes) == n_threads
+    assert [s for of_worker in nodes for node in of_worker for s in range(*node)] == list(range(n_shards))
