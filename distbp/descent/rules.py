@@ -137,7 +137,7 @@ class Rule:
 
     def _adam(self, scale: float, eta: float, t: int) -> Move:
         beta1, beta2 = self.descent.beta1, self.descent.beta2
-        new, new_square = (1 - beta1) * scale, (1 - beta2) * scale * scale
+        new, new_root = (1 - beta1) * scale, (1 - beta2) ** 0.5 * scale
         length = max(eta / (1 - beta1**t), 1e-30)  # theta -= m / (sqrt(s) / sqrt(1 - b2^t) / length + epsilon / length)
         by, plus = 1 / (length * (1 - beta2**t) ** 0.5), self.descent.epsilon / length
 
@@ -145,8 +145,8 @@ class Rule:
             m *= beta1
             m += np.multiply(g, new, out=free)
             s *= beta2
+            g *= new_root  # before it is squared: a scale that clips may be as small as g is large
             g *= g
-            g *= new_square
             s += g
             np.sqrt(s, out=free)
             free *= by

@@ -181,6 +181,19 @@ def test_clipping_keeps_the_direction_and_limits_the_length():
         np.testing.assert_allclose(found, [-0.6 * length, -0.8 * length], rtol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("clip", [1e3, 1.0, 1e-3])
+@pytest.mark.parametrize("size", [1e10, 1e18])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_huge_gradient_is_clipped_without_loss(rule, size, clip, dtype):
+    theta, grads, etas = problem(11, dtype=dtype)
+    descent = Descent(rule=rule, clip=clip)
+    found, _ = run(descent, 7, theta, grads * np.array(size, dtype), etas)
+    expected = scalar_steps(descent, 7, theta.tolist(), (grads.astype(float) * size).tolist(), etas)
+    tolerance = 1e-4 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(found - theta, np.array(expected) - theta, rtol=tolerance, atol=tolerance)
+
+
 def test_the_state_is_laid_out_like_theta():
     for rule, names in STATE.items():
         used = rule_at_the_start(Descent(rule=rule), 3, 10)
