@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distbp import keys
-from distbp.data import order as order_module
-from distbp.data import scaling, shards
-from distbp.data.order import WINDOW, Order, permuted
+from distbp.data import scaling, shards, windows
+from distbp.data.order import permuted
 from distbp.data.scaling import BLOCK, Scaling, merge, statistics
 from distbp.data.shards import Batches, bounds
+from distbp.data.windows import POSITIONS, Order
 from distbp.parallel.tree import fold_shards
 from distbp.parallel.world import shards_of
 
@@ -116,7 +116,7 @@ def test_permutations_found_together_are_those_found_alone(n, spare, seed, data)
 @given(n=st.integers(0, 200), data=st.data())
 def test_a_window_does_not_change_the_rows(n, data):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order_module, "WINDOW", data.draw(st.integers(1, 64)))
+        patch.setattr(windows, "POSITIONS", data.draw(st.integers(1, 64)))
         order = order_of(3, 1, n)
         for _ in range(6):
             epoch = data.draw(st.integers(0, 2))
@@ -127,18 +127,26 @@ def test_a_window_does_not_change_the_rows(n, data):
 
 
 def test_real_windows_meet():
-    n = 2 * WINDOW + 100
+    n = 2 * POSITIONS + 100
     order = order_of(1, 0, n)
     expected = whole(keys.key(keys.ORDER, 1, 4, 0), n)
-    for start, stop in [(0, n), (WINDOW - 3, WINDOW + 3), (5, 6), (WINDOW, 2 * WINDOW), (n - 1, n), (n, n), (17, n)]:
+    for start, stop in [
+        (0, n),
+        (POSITIONS - 3, POSITIONS + 3),
+        (5, 6),
+        (POSITIONS, 2 * POSITIONS),
+        (n - 1, n),
+        (n, n),
+        (17, n),
+    ]:
         assert order.rows(4, start, stop).tolist() == [expected[start:stop].tolist()]
 
 
 def test_rows_of_an_earlier_window_stay_as_they_were():
-    order = order_of(1, 0, WINDOW + 10)
+    order = order_of(1, 0, POSITIONS + 10)
     first = order.rows(0, 0, 5)
     before = first.tolist()
-    order.rows(1, WINDOW, WINDOW + 5)
+    order.rows(1, POSITIONS, POSITIONS + 5)
     assert first.tolist() == before
 
 
@@ -151,7 +159,7 @@ def test_the_order_of_a_shard_depends_neither_on_the_shards_held_nor_on_the_wind
 
     def held(shards, window):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(order_module, "WINDOW", window)
+            patch.setattr(windows, "POSITIONS", window)
             return Order(7, shards, n[shards.start : shards.stop], most)
 
     first = data.draw(st.integers(0, n_shards - 1))
