@@ -120,11 +120,12 @@ def join(pass_: Pass, W: Sequence[Array]) -> None:
         together, found = flat(of_shards)
         half = rows.shape[-1] // 2
         for i in range(int(min(128, max(2, ENOUGH // (rows.size * result.shape[-1]))))):
-            w = random.standard_normal(shape).astype(rows.dtype)  # laid out as W is
+            w = random.standard_normal(shape, rows.dtype)  # laid out as W is
             along = w.T if transposed else w  # (numbers added, n)
-            rows[...] = random.standard_normal(rows.shape)
+            rows[...] = random.standard_normal(rows.shape, rows.dtype)
             if i % 2:
-                along[half : 2 * half] = along[:half] * (1 + 2.0**-10 * random.standard_normal((half, along.shape[1])))
+                noise = 2.0**-10 * random.standard_normal((half, 1), rows.dtype)
+                np.multiply(along[:half], 1 + noise, out=along[half : 2 * half])
                 rows[..., half : 2 * half] = -rows[..., :half]
                 rows[..., 2 * half :] *= 2.0**-10  # the odd one
             np.matmul(rows, along, out=result)
