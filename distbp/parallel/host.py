@@ -15,6 +15,7 @@ import math
 import mmap
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,24 @@ class Host:
         from mpi4py import MPI
 
         comm.Allgatherv(MPI.IN_PLACE, [rows.reshape(-1), (counts, starts)])
+
+    def link(self) -> tuple[float, float]:
+        """Return what a message between hosts takes: seconds, and seconds a byte; 0 where none is. **Collective.**"""
+        if not self.across:
+            return 0.0, 0.0
+        found = []
+        for n_bytes in (8, 1 << 19):
+            mine, of_all = np.zeros(n_bytes, np.uint8), np.empty(n_bytes * self.n_hosts, np.uint8)
+            seconds = []
+            for _ in range(4):
+                self.across.Barrier()
+                started = time.perf_counter()
+                self.across.Allgather(mine, of_all)
+                seconds.append(time.perf_counter() - started)
+            found.append(min(seconds))
+        rounds = math.ceil(math.log2(self.n_hosts))
+        told = self.world.exchange([found[0] / rounds, max(found[1] - found[0], 0) / (1 << 19) / (self.n_hosts - 1)])
+        return max(latency for latency, _ in told), max(byte for _, byte in told)
 
     def send(self, job: Callable[[], object]) -> Future[object] | None:
         """Do a job that talks to the other hosts: now, or in a thread, one after another, while this one computes."""

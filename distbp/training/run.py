@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from distbp.network.initial import initial_theta
 from distbp.parallel.host import open_host
 from distbp.parallel.world import AgreedValueError, World, error_text, open_world
 from distbp.settings import Settings
+from distbp.training.crew import expected, threads_of_a_rank
 from distbp.training.evaluation import Evaluation, Evaluator
 from distbp.training.loop import Loop, State
 from distbp.training.model import Model
@@ -38,7 +38,6 @@ from distbp.training.tiles import shapes
 from distbp.training.workspace import Workspace
 
 Array = NDArray[Any]
-WORTH_A_THREAD = 1 << 22  # rows times weights of a step
 
 
 @dataclass(frozen=True)
@@ -184,9 +183,11 @@ class _Run:
         names = STATE[settings.descent.rule]
         training = settings.training
         self.host, self.memory = open_host(
-            world, training.shared_memory, _threads(settings, problem, world), training.overlap,
+            world, training.shared_memory, threads_of_a_rank(settings, problem, world), training.overlap,
             partial(shapes, network, problem.batches, names), progress.warn,
         )  # fmt: skip
+        for line in expected(settings, problem, self.host):
+            progress.say(line)
         self.theta = self.memory["theta"]
         if self.host.rank == 0:
             self.theta[...] = initial_theta(network.layout, initial_kind(settings), training.seed, network.dtype.name)
@@ -322,18 +323,6 @@ class _Run:
                 theta[...] = files.read(self.folder.checkpoints / name_of(step))[0]["theta"]
         self.world.broadcast(theta)
         return replace(self.model, theta=theta), step
-
-
-def _threads(settings: Settings, problem: Problem, world: World) -> int:
-    """Return how many threads each rank uses, the same on all. **Collective.** It changes no bit."""
-    wanted = settings.training.threads
-    hosts = world.exchange(os.uname().nodename)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free = cores // hosts.count(os.uname().nodename) // settings.training.blas_threads
-    per_thread = problem.batches.rows * problem.batches.n_shards * problem.network.layout.n_weights
-    useful = per_thread // world.size // WORTH_A_THREAD  # a small product is done before a thread has begun
-    threads = max(1, min(free, useful)) if wanted == "auto" else wanted
-    return int(min(threads, -(-settings.n_shards // world.size), *world.exchange(threads)))
 
 
 def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
