@@ -21,7 +21,8 @@ WRONG = {
     "descent.step_epochs": "0", "descent.step_factor": "2", "descent.warmup_steps": "0.5", "training.epochs": "-1",
     "training.steps": "ten", "training.minutes": "-2", "training.validate_every": "0", "training.patience": "-3",
     "training.model": "first", "training.seed": "9223372036854775808", "training.check_every": "0",
-    "training.blas_threads": "0", "checkpoint.every": "5 hours", "checkpoint.keep": "0",
+    "training.blas_threads": "0", "training.threads": "0", "training.shared_memory": "yes please",
+    "training.overlap": "2", "checkpoint.every": "5 hours", "checkpoint.keep": "0",
 }  # fmt: skip
 PINNED = (
     "data.batch_size: expected a whole number > 0 or \"all\", got 0. Set batch_size under [data].",

@@ -135,9 +135,10 @@ from distbp.training.step import Stepper
 descend = Stepper._descend
 
 def changed(self, t, tiles, *rest):
-    descend(self, t, tiles[:1], *rest)
     if self.step == 57 and self.world.rank == {rank} and tiles:
+        descend(self, t, tiles[:1], *rest)
         {how}
+    descend(self, t, tiles, *rest)
 
 Stepper._descend = changed
 sys.exit(command.run(train.train_command))

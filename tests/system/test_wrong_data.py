@@ -191,7 +191,15 @@ def test_a_cost_that_explodes(here, goes_on, ranks):
 )
 def test_a_replica_that_differs(here, goes_on, ranks, rank, where, what):
     driver = STEP_DRIVER.format(code=f"if step == 42 and rank == {rank}: {what}")
-    arguments = (*LONG, "--checkpoint.every", "13 steps", "--training.model", "last")
+    arguments = (
+        *LONG,
+        "--checkpoint.every",
+        "13 steps",
+        "--training.model",
+        "last",
+        "--training.shared_memory",
+        "false",
+    )
     done = here.run(*arguments, "--training.check_every", 10, "--name", "mine", ranks=ranks, driver=driver, limit=20)
     assert done.code == 1
     assert say(done) == (
@@ -209,6 +217,8 @@ def test_a_replica_that_differs_is_not_saved(here):
         *LONG,
         "--checkpoint.every",
         "11 steps",
+        "--training.shared_memory",
+        "false",
         "--training.model",
         "last",
         "--name",
