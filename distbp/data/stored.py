@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import math
+import mmap
 import os
 import struct
 import warnings
@@ -58,20 +59,34 @@ class Stored(Protocol):
 
 
 class Mapped:
-    """An array in memory, or mapped into it."""
+    """An array in memory, or mapped into it: then `memory` is the mapping, and its rows begin at byte `start`."""
 
     again = True
 
-    def __init__(self, label: str, array: NDArray[Any]) -> None:
+    def __init__(self, label: str, array: NDArray[Any], memory: mmap.mmap | None = None, start: int = 0) -> None:
         self.label = label
-        self.array = array
+        self.array, self.memory, self.start = array, memory, start
         self.shape: Shape = array.shape
         self.dtype: np.dtype[Any] = array.dtype
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return some rows, in any order."""
+        if self.memory and self.array.flags.c_contiguous and len(rows):
+            self._ask_for(rows)
         taken: NDArray[Any] = self.array[rows]
         return taken
+
+    def _ask_for(self, rows: NDArray[np.int64]) -> None:
+        """Let the system read the pages of some rows together, not one after another as they are touched."""
+        assert self.memory
+        n_bytes = self.array[:1].nbytes
+        starts = self.start + np.sort(rows) * n_bytes
+        firsts, lasts = starts // mmap.PAGESIZE, (starts + n_bytes - 1) // mmap.PAGESIZE
+        begins = np.flatnonzero(np.append(True, firsts[1:] > lasts[:-1] + 1))  # of runs of neighbouring pages
+        ends = [*(begins[1:] - 1), len(rows) - 1]
+        for first, last in zip(firsts[begins].tolist(), lasts[ends].tolist(), strict=True):
+            start = first * mmap.PAGESIZE
+            self.memory.madvise(mmap.MADV_WILLNEED, start, min((last + 1) * mmap.PAGESIZE, len(self.memory)) - start)
 
     def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield the number of a first row and the rows from there."""
@@ -291,7 +306,8 @@ def _mapped(path: str, label: str, header: tuple[Shape, bool, np.dtype[Any]], of
     if end == offset:
         return Mapped(label, np.empty(shape, dtype))
     memory = np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
-    return Mapped(label, np.asarray(memory))
+    mapping = memory.base if isinstance(memory.base, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED") else None
+    return Mapped(label, np.asarray(memory), mapping, offset % mmap.ALLOCATIONGRANULARITY)
 
 
 def _cut_off(label: str, expected: int, got: int) -> ValueError:

@@ -20,6 +20,7 @@ from distbp.data.shards import Batches
 
 Array = NDArray[Any]
 WINDOW = 1 << 20  # bytes of x over all shards
+SMALL = 1 << 15  # bytes of a rank's x of one step, that are gathered for several steps with one call
 POSITIONS = 65536  # computed at once; a batch's few rows alone would cost more in calls than in work
 
 
@@ -107,8 +108,8 @@ class Windows:
         self.order = Order(seed, own, counts, -(-batches.n_rows // batches.n_shards))
         self.starts = np.array(part.share.starts[:-1])[:, None]
         self.n_steps = steps_at_once(batches, part.n_features, x.dtype)
-        self.widths = part.n_features, n_outputs
-        self.n_stack = x.size // (self.n_steps * batches.rows * part.n_features)  # shards in x
+        self.widths, per_step = (part.n_features, n_outputs), batches.rows * part.n_features
+        self.n_stack = x.size // (self.n_steps * per_step)  # shards in x
         self.y = np.empty(self.n_steps * len(own) * batches.rows * n_outputs, x.dtype)
         self.here: Window | None = None
         self.steps = range(0)  # of the window
@@ -118,7 +119,8 @@ class Windows:
         self.coming: tuple[Window, Future[None]] | None = None
         self.thread = None if part.kept else ThreadPoolExecutor(1, "rows")
         self.spare: tuple[Array, Array] | None = None  # where the own rows are gathered, to be copied to x and y
-        if self.thread or (self.n_steps > 1 and self.n_stack > len(own)):
+        apart = self.n_steps > 1 and self.n_stack > len(own)  # x of one step does not follow on that of the step before
+        if self.thread or (apart and len(own) * per_step * x.itemsize < SMALL):
             self.spare = np.empty(self.y.size // n_outputs * part.n_features, x.dtype), np.empty_like(self.y)
 
     def bring(self, step: int) -> tuple[Array, Array, list[int]]:
@@ -146,17 +148,17 @@ class Windows:
             self._fill(window, own_x, y)
         else:
             spare = self._views(window, *self.spare)
-            if self.coming and self.coming[0] == window:
+            if self.coming:
                 self.coming[1].result()
-            else:
+            if not self.coming or self.coming[0] != window:
                 self._fill(window, *spare)
             own_x[...], y[...] = spare
             own_x = spare[0]  # the same, in one run of memory
         self.here = window
         taken = [self.batches.taken(start, shard) for shard in self.own]
         self.counts = [last - first for first, last in taken]  # only the last of an epoch, alone, is short
-        flat = own_x.reshape(-1)
-        self.square = float(np.dot(flat, flat))
+        parts = [own_x.reshape(-1)] if own_x.flags.c_contiguous else [of_step.reshape(-1) for of_step in own_x]
+        self.square = sum(float(np.dot(part, part)) for part in parts)
         if self.thread and self.spare:
             coming = self._of(self.steps.stop)
             self.coming = coming, self.thread.submit(self._fill, coming, *self._views(coming, *self.spare))
@@ -188,5 +190,12 @@ class Windows:
             found = self.order.rows(window.epoch, first, first + window.n_steps * rows)
         positions = (found + self.starts).reshape(k, window.n_steps, rows).swapaxes(0, 1)
         if len(self.part.share):
-            n = positions.size
-            self.part.fill(positions.reshape(n), x.reshape(n, self.widths[0]), y.reshape(n, self.widths[1]))
+            positions = np.minimum(positions, len(self.part.share) - 1)  # a shard without rows, at the end
+            together = [slice(None)] if x.flags.c_contiguous else [slice(s, s + 1) for s in range(window.n_steps)]
+            for steps in together:
+                n = positions[steps].size
+                self.part.fill(
+                    positions[steps].reshape(n),
+                    x[steps].reshape(n, self.widths[0]),
+                    y[steps].reshape(n, self.widths[1]),
+                )

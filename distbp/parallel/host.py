@@ -134,6 +134,15 @@ class Host:
         job()
         return None
 
+    def close(self) -> None:
+        """Give back what the host holds of MPI; its memory lives as long as its arrays. **Collective.**"""
+        if self._carrier:
+            self._carrier.shutdown()
+        for comm in (self._aside, self.across, self.comm):
+            if comm:
+                comm.Free()
+        self.comm = self.across = self._aside = self._carrier = None
+
     def allocate(self, shapes: Shapes) -> dict[str, Array] | None:
         """Return new arrays of zeros that the host's ranks share; None if that fails. **Collective over the host.**"""
         if not self.comm:
@@ -186,9 +195,11 @@ def open_host(
     `threads` is the same on every rank; the other parameters as for `Host`.
     """
     several = world.comm is not None and world.size > 1
-    if world.comm and several and share:
+    if several:
         from mpi4py import MPI
 
+        overlap = overlap and MPI.Query_thread() == MPI.THREAD_MULTIPLE
+    if world.comm and several and share:
         near = world.comm.Split_type(MPI.COMM_TYPE_SHARED)
         sizes = world.exchange([near.size, world.rank - near.rank])
         why = ""

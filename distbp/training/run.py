@@ -151,6 +151,7 @@ def train(
         try:
             run.restore(bool(resume), session)
             result = run.to_the_end()
+            run.host.close()
         except BaseException as error:
             if folder:
                 with contextlib.suppress(OSError):
@@ -316,7 +317,9 @@ class _Run:
         """Return the model that the settings ask for, and the step it is of, on every rank. **Collective.**"""
         step = self.state.best_step
         if last_is_best or self.settings.training.model == "last" or step in (-1, self.state.step):
-            return self.model, self.state.step
+            theta = self.theta.view()
+            theta.flags.writeable = False  # the ranks of a host share it
+            return replace(self.model, theta=theta), self.state.step
         theta = np.empty_like(self.theta)
         with self.world.together():
             if self.folder:

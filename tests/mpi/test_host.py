@@ -101,6 +101,15 @@ def test_jobs_are_done_in_order_and_errors_come_back(world):
             failed.result()
 
 
+def test_a_host_gives_back_its_communicators(world):
+    for _ in range(1500):  # an MPI library has about 2,000
+        for share in (True, False):
+            host, memory = opened(world, share)
+            host.close()
+    memory["a"][...] = 1  # memory outlives its host
+    assert memory["a"].sum() == 15
+
+
 def after(world, table, steps=5, **how):
     stepper, _ = make_stepper(table, world=world, **how)
     for step in range(steps):

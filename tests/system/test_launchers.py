@@ -129,3 +129,13 @@ def test_one_rank_that_cannot_start_says_so_and_the_others_can_be_stopped(here, 
             assert process.wait(10) != 0
         finally:
             process.kill()
+
+
+def test_the_start_says_what_the_ranks_should_bring(here):
+    assert "expected: " not in here.run(*SMALL, "--name", "alone").out
+    for extra in ((), ("--training.shared_memory", "false")):
+        done = here.run(*SMALL, "--name", f"three{len(extra)}", *extra, ranks=3)
+        lines = [line for line in done.out.splitlines() if line.startswith("expected: ")]
+        assert len(lines) == 1
+        assert lines[0].startswith("expected: 3 ranks ")
+        assert "times as fast as one" in lines[0] or lines[0].endswith("Start fewer.")

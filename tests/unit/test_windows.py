@@ -62,6 +62,13 @@ def test_windows_and_memory_change_nothing(window, task, monkeypatch):
     assert brought(table(task=task, memory=0), steps) == expected
 
 
+@pytest.mark.parametrize("memory", [0, 64])
+@pytest.mark.parametrize("batch", [8, "all"])
+def test_fewer_rows_than_shards(memory, batch):
+    found = brought(table(5, batch, memory, validation=0.0), range(3))
+    assert [sum(len(x) for x, _ in of_step) for of_step in found] == [5, 5, 5]
+
+
 def test_many_classes_are_kept_by_number():
     few = {"source": "synthetic", "rows": 500, "features": 7, "outputs": 40, "validation": 0.0}
     stepper, problem = make_stepper({"data": few, "network": {"widths": [5]}})
