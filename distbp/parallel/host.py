@@ -127,9 +127,9 @@ class Host:
         told = self.world.exchange([found[0] / rounds, max(found[1] - found[0], 0) / (1 << 19) / (self.n_hosts - 1)])
         return max(latency for latency, _ in told), max(byte for _, byte in told)
 
-    def send(self, job: Callable[[], object]) -> Future[object] | None:
+    def send(self, job: Callable[[], object], carried: bool = True) -> Future[object] | None:
         """Do a job that talks to the other hosts: now, or in a thread, one after another, while this one computes."""
-        if self._carrier:
+        if self._carrier and carried:
             return self._carrier.submit(job)
         job()
         return None

@@ -44,20 +44,20 @@ MORE = 1.1  # times as slow as fewer ranks: then it is said
 class Machine:
     """Constants, in seconds unless said otherwise, for numbers of 4 bytes; fitted on 2 cores of an AMD EPYC (Zen 4)."""
 
-    multiply_add: float = 2.1e-11  # of a product of many rows
-    few_rows: float = 28.0  # rows with which a product has half the rate
-    element: float = 3e-10  # one number in a pass over x, z, a or delta
-    number: float = 1e-10  # one number in a pass of the descent
-    memory: float = 1e-10  # a byte from or to memory
-    call: float = 1e-6  # of a numpy function
-    step: float = 3e-5  # of Python, once
-    thread: float = 4e-5  # to hand work to a thread and have it back
-    barrier: float = 2e-6  # of two ranks of a host
-    crowding: float = 0.05  # how much slower a core is while the host's others compute, a share
-    oversubscribed: float = 1e-4  # a meeting with one worker too many on a core
-    latency: float = 2e-5  # a message between hosts
-    byte: float = 1e-9  # a byte that reaches a host
-    hiding: float = 0.5  # what is hidden of that which can be, where no core is left for the messages, a share
+    multiply_add: float = 1.87e-11  # of a product of many rows
+    few_rows: float = 31.8  # rows with which a product has half the rate
+    element: float = 1.24e-09  # one number in a pass over x, z, a or delta
+    number: float = 5.9e-11  # one number in a pass of the descent
+    memory: float = 3.57e-11  # a byte from or to memory
+    call: float = 1.27e-06  # of a numpy function
+    step: float = 4.41e-05  # of Python, once
+    thread: float = 8.23e-05  # to hand work to a thread and have it back
+    barrier: float = 1.75e-06  # of two ranks of a host
+    crowding: float = 0.0562  # how much slower a core is while the host's others compute, a share
+    oversubscribed: float = 6.37e-05  # a meeting with one worker too many on a core
+    latency: float = 1.81e-05  # a message between hosts
+    byte: float = 8.68e-10  # a byte that reaches a host
+    hiding: float = 0.329  # what is hidden of that which can be, where no core is left for the messages, a share
 
 
 class Work(NamedTuple):

@@ -144,7 +144,7 @@ class Stepper:
                 flags |= LARGE
             layer.partial(pass_, self.host.rank * self.host.threads + t, self.space.scratch[t])
             if self.host.across and layer.early and self.pool is None:
-                self.sent[layer] = self.host.send(layer.send)
+                self.sent[layer] = self.host.send(layer.send, self.space.carried)
         self.space.costs[shards.start, 1] = flags
 
     def _arrive(self, layers: Sequence[Product | Sum]) -> None:

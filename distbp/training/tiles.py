@@ -68,7 +68,7 @@ class Tile(NamedTuple):
 
 def by_product(n_in: int, n_out: int, batch: int) -> bool:
     """Return whether a layer's shards come together by a product over the whole batch, not by a sum in the tree."""
-    return batch * (n_in + n_out) <= max(4 * n_in * n_out, CHEAP)
+    return batch * (n_in + n_out) <= max(2 * n_in * n_out, CHEAP)  # numbers that travel: by product, by sum
 
 
 class Tiles:

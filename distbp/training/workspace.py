@@ -23,6 +23,7 @@ from distbp.parallel.world import shards_of
 from distbp.training.tiles import Product, Sum, Tile, Tiles
 
 Array = NDArray[Any]
+CARRIED = 1 << 16  # bytes of a step's factors: a shorter message is there before a thread has begun
 
 
 Tiled = list[tuple[Product | Sum, Tile]]
@@ -64,6 +65,8 @@ class Workspace:
         By the number of rows that a shard has in a step.
     own_tiles
         Of each layer, last layer first.
+    carried
+        Whether messages are long enough for a thread to carry them to other hosts.
     pieces
         Theta and the rule's state, of each own tile.
     scratch, free
@@ -100,6 +103,8 @@ class Workspace:
         n_scratch = max(largest, stacked * max(map(len, self.shards)))
         self.scratch = [np.empty(n_scratch, network.dtype) for _ in self.shards]
         self.free = [np.empty(min(PIECE, largest), network.dtype) for _ in self.shards]
+        sent = sum(sum(n[l - 1 : l + 1]) for l in self.tiles.product) * V * batches.rows * network.dtype.itemsize
+        self.carried = sent >= CARRIED
         self.pieces = {
             tile.number: rule.pieces(self.theta, tile.W) + rule.pieces(self.theta, tile.b, tile.W.stop - tile.W.start)
             for tile in own

@@ -137,7 +137,7 @@ def test_the_line_where_ranks_bring_something():
 
 def test_the_line_beside_one_rank_of_several_threads():
     assert advice(PLAIN, MIDDLE, Ranks(2, 2, 2), Ranks(1, 1, 2, threads=2)) == [
-        "expected: 2 ranks 1.1 times as fast as one with 2 threads (about 5.0 ms a step)"
+        "expected: 2 ranks 1.0 times as fast as one with 2 threads (about 5.0 ms a step)"
     ]
 
 
