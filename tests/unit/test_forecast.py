@@ -144,20 +144,20 @@ def test_the_line_beside_one_rank_of_several_threads():
 def test_the_line_where_the_network_is_too_small():
     who = Ranks(4, 4, 4)
     assert advice(replace(PLAIN, barrier=5e-5), SMALL, who) == [
-        "expected: 4 ranks slower than 1 (0.28 ms a step, one rank 0.10 ms): this network is too small for them. "
+        "expected: 4 ranks slower than 1 (0.26 ms a step, one rank 0.07 ms): this network is too small for them. "
         "Start fewer."
     ]
 
 
 def test_the_line_where_ranks_share_cores():
     assert advice(PLAIN, MIDDLE, Ranks(8, 8, 2)) == [
-        "expected: 8 ranks slower than 2 (9.6 ms a step, 2 ranks 5.0 ms): those of a host share 2 cores. Start fewer."
+        "expected: 8 ranks slower than 2 (7.5 ms a step, 2 ranks 5.0 ms): those of a host share 2 cores. Start fewer."
     ]
 
 
 def test_the_line_where_the_link_is_too_slow():
     assert advice(linked(PLAIN, 100, 50), MIDDLE, Ranks(8, 4, 4)) == [
-        "expected: 8 ranks slower than 4 (94 ms a step, 4 ranks 2.7 ms): the link between their hosts is too slow for "
+        "expected: 8 ranks slower than 4 (89 ms a step, 4 ranks 3.0 ms): the link between their hosts is too slow for "
         "them. Start fewer."
     ]
 
