@@ -22,15 +22,15 @@ in_net() { nsenter --net="/run/netns/$1" "${@:2}"; }
 down() {
   [ -d "$state" ] || return 0
   local name
-  name=$(cat "$state/name")
+  name=$(cat "$state/name" 2>/dev/null || echo none)
   for file in "$state"/pid-* "$state"/wire; do
-    [ -s "$file" ] && kill -9 "$(cat "$file")" 2>/dev/null
+    if [ -s "$file" ]; then kill -9 "$(cat "$file")" 2>/dev/null || true; fi
   done
   for net in $(ip netns list | cut -d' ' -f1); do
-    case $net in "$name"-*) ip netns del "$net" ;; esac
+    case $net in "$name"-*) ip netns del "$net" || true ;; esac
   done
   rm -rf "$state"
-} || true
+}
 
 plug_in() { # host $1 into the bridge
   ip link add eth0 netns "$name-$1" type veth peer name "p$1" netns "$name-switch"
@@ -57,7 +57,7 @@ up() { # N [DELAY_US MBIT]
     echo "hosts.sh: expected no hosts up, got those of $state. Run hosts.sh down." >&2
     exit 2
   fi
-  trap 'down' ERR INT TERM
+  trap down EXIT INT TERM
   mkdir -p "$state"
   name=dbp$$
   echo "$name" >"$state/name"
@@ -82,6 +82,7 @@ while [ "\${1#-}" != "\$1" ]; do shift; done
 pid=\$(cat "$state/pid-\$1") && shift && exec nsenter -t "\$pid" -a sh -c "\$*"
 END
   chmod +x "$state/launch"
+  trap - EXIT INT TERM
 }
 
 # A switch between network namespaces: TAPs that take packets of up to 64 KiB, a delay and a rate for each receiver.
@@ -141,5 +142,5 @@ shape) each shape "$2" ;;
 enter) enter "${@:2}" ;;
 mpirun) enter 0 mpirun -launcher-exec "$state/launch" -hosts "$(each ip_of | head -n "$2" | paste -sd,)" -n "$2" "${@:3}" ;;
 down) down ;;
-*) sed -n '2,15p' "${BASH_SOURCE[0]}"; exit 2 ;;
+*) sed -n '2,14p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac

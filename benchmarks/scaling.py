@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -51,16 +52,10 @@ processes.LIMIT_S = 120  # for each child
 SGD, MIB = "gradient_descent", 1 << 20
 SMALL, MIDDLE = Work((64, 32, 10), 64, 8, SGD), Work((784, 512, 256, 10), 256, 8)
 LARGE, WIDE = Work((1024, 1024, 1024, 1024), 512, 8, SGD), Work((2048, 2048, 2048), 64, 8)
-LONG, SUM = (
-    Work((256, 128, 10), 2048, 8, SGD),
-    Work((256, 256, 10), 4096, 8, SGD),
-)  # by sum: a batch long for its widths
+LONG, SUM = Work((256, 128, 10), 2048, 8, SGD), Work((256, 256, 10), 4096, 8, SGD)  # by sum
 PRODUCT = Work((1024, 1024, 1024), 256, 8, SGD)
 PREDICTED = [Work((784, 512, 256, 10), 4096, 8), Work((4096, 4096, 4096, 4096), 8192, 8)]
-LINKS, DELAYED = (
-    [(0, 0), (1000, 0), (200, 0)],
-    [(1000, 200), (200, 1000)],
-)  # Mbit/s (0: not limited), microseconds one way
+LINKS = [(0, 0), (1000, 0), (200, 0), (1000, 200), (200, 1000)]  # Mbit/s (0: no limit), microseconds one way
 
 
 class Case(NamedTuple):
@@ -76,9 +71,8 @@ class Case(NamedTuple):
     overlap: bool = True
 
     def __str__(self) -> str:
-        text = f"{name(self.work)}: {self.ranks} rank{'s' * (self.ranks > 1)}" + f" x {self.threads}" * (
-            self.threads > 1
-        )
+        text = f"{name(self.work)}: {self.ranks} rank{'s' * (self.ranks > 1)}"
+        text += f" x {self.threads}" * (self.threads > 1)
         if self.hosts > 1:
             text += f", {self.hosts} hosts, {f'{self.mbit} Mbit/s' if self.mbit else 'no limit'}, {self.delay_us} us"
             text += "" if self.overlap else ", no overlap"
@@ -114,8 +108,8 @@ def cases(quick: bool, links: Sequence[tuple[int, int]]) -> list[Case]:
     return found
 
 
-def measure(case: Case, epoch_s: float) -> float:
-    """Return the seconds of a step."""
+def measure(case: Case, epoch_s: float) -> tuple[float, dict[str, Any]]:
+    """Return the seconds of a step, and what run.json says of the run."""
     work = case.work
     steps = max(4, min(4000, int(epoch_s / case.predict(Machine())), 64 * MIB // (4 * work.widths[0] * work.batch)))
     settings = {
@@ -132,19 +126,18 @@ def measure(case: Case, epoch_s: float) -> float:
     with tempfile.TemporaryDirectory() as runs:
         child([*start, PYTHON, "-m", "distbp.train", "--runs", runs, "--name", "run", "--quiet", *options])
         lines = [json.loads(line) for line in Path(runs, "run", "journal.jsonl").read_text().splitlines()]
-        measure.session = json.loads(Path(runs, "run", "run.json").read_text())["sessions"][-1]  # type: ignore[attr-defined]
-    return statistics.median(b["seconds"] / (b["step"] - a["step"]) for a, b in pairwise(lines))
+        session = json.loads(Path(runs, "run", "run.json").read_text())["sessions"][-1]
+    return statistics.median(b["seconds"] / (b["step"] - a["step"]) for a, b in pairwise(lines)), session
 
 
 def no_hosts() -> str:
     """Return why there can be no hosts, "" if there can."""
-    tools = [tool for tool in ("ip", "tc", "nsenter", "unshare", "pgrep") if not shutil.which(tool)]
     if os.geteuid():
-        return "it needs root"
-    if tools:
+        return "they need root"
+    if tools := [tool for tool in ("ip", "tc", "nsenter", "unshare", "pgrep") if not shutil.which(tool)]:
         return f"{', '.join(tools)} not found"
     said = subprocess.run([*mpirun(1)[:1], "--version"], check=False, capture_output=True, text=True).stdout
-    return "" if "HYDRA" in said else "it needs MPICH's mpirun"
+    return "" if "HYDRA" in said else "they need MPICH's mpirun"
 
 
 @contextlib.contextmanager
@@ -159,19 +152,19 @@ def network(mbit: int, delay_us: int) -> Iterator[None]:
         child([HOSTS, "down"])
 
 
-def usable(links: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the links that this machine can make, and say which it cannot."""
+def usable(links: Sequence[tuple[int, int]], notes: list[str]) -> Iterator[tuple[int, int]]:
+    """Yield the links that this machine can make, and note which it cannot."""
     for link in links:
         try:
             with network(*link):
                 pass
             yield link
         except ChildError as error:
-            print(f"left out: a link of {link[0]} Mbit/s, {link[1]} us: {error}", flush=True)
+            notes.append(f"a link of {link[0]} Mbit/s, {link[1]} us is left out: {error}".replace("\n", " "))
 
 
-def run(todo: Sequence[Case], rounds: int, epoch_s: float) -> list[float]:
-    """Take the measurements in turns; return the best of each."""
+def run(todo: Sequence[Case], rounds: int, epoch_s: float) -> tuple[list[float], dict[str, Any]]:
+    """Take the measurements in turns; return the best of each, and what run.json says of the last."""
     best, start = [math.inf] * len(todo), time.monotonic()
     for turn in range(rounds):
         up: tuple[int, int] | None = None
@@ -181,11 +174,11 @@ def run(todo: Sequence[Case], rounds: int, epoch_s: float) -> list[float]:
                     stack.close()
                     up = case.mbit, case.delay_us
                     stack.enter_context(network(*up))
-                seconds = measure(case, epoch_s)
+                seconds, session = measure(case, epoch_s)
                 best[i] = min(best[i], seconds)
                 where = f"{turn * len(todo) + i + 1}/{rounds * len(todo)}, {time.monotonic() - start:.0f} s"
                 print(f"[{where}] {case}: {seconds * 1e6:,.0f} us", flush=True)
-    return best
+    return best, session
 
 
 def fit(todo: Sequence[Case], seconds: Sequence[float], start: Machine) -> Machine:
@@ -194,7 +187,7 @@ def fit(todo: Sequence[Case], seconds: Sequence[float], start: Machine) -> Machi
     The constants are fitted as logarithms. A weak pull to `start` (0.1 for a factor of e) holds those that the
     measurements say nothing about; large errors count as if they were nearer to linear (Huber).
     """
-    names = [key for key in asdict(start)]
+    names = list(asdict(start))
     first = np.log([getattr(start, key) for key in names])
     measured = np.log(seconds)
 
@@ -265,29 +258,18 @@ def markdown(results: dict[str, Any]) -> str:
             gain = one / row["us"] * (case["ranks"] if case["what"] == "weak" else 1)
             lines.append(f"| {case['what']} | {row['name']} | {row['us']:,.0f} | {gain:.2f} |")
     text += table("| scaling | work | us a step | rows a second, over one rank's |", lines)
-    lines = []
-    for row in rows:
-        if row["case"]["what"] == "hosts" and row["case"]["overlap"]:
-            without = of(row["case"], overlap=False)
-            lines.append(f"| {row['name']} | {row['us']:,.0f} | {without:,.0f} | {1 - row['us'] / without:.0%} |")
+    both = [(r, of(r["case"], overlap=False)) for r in rows if r["case"]["what"] == "hosts" and r["case"]["overlap"]]
+    lines = [f"| {r['name']} | {r['us']:,.0f} | {apart:,.0f} | {1 - r['us'] / apart:.0%} |" for r, apart in both]
     if lines:
-        text += [
-            "## Two hosts",
-            "",
-            *table("| work and link | us a step | without overlap | saved by overlap |", lines),
-        ]
+        text += ["## Two hosts", ""]
+        text += table("| work and link | us a step | without overlap | saved by overlap |", lines)
     text += ["## The model", "", f"Held out: {results['held_out']}.", f"Fitted: {results['fitted']}.", ""]
     text += ["    Machine(" + ", ".join(f"{key}={value:g}" for key, value in results["constants"].items()) + ")", ""]
     text += table("| measurement | measured us | predicted us | error | |", [
         f"| {row['name']} | {row['us']:,.0f} | {row['predicted_us']:,.0f} | {row['error']:+.0%} "
         f"| {'held out' if row['held_out'] else ''} |" for row in rows
     ])  # fmt: skip
-    text += [
-        "## Expected of more ranks",
-        "",
-        "16 ranks a host, a core each. Not measured: no more than this machine has.",
-        "",
-    ]
+    text += ["## Expected of more ranks", "", "Not measured: 16 ranks a host, a core each.", ""]
     text += table("| work | link Gbit/s | ranks | us a step | speed-up | messages us | of them hidden us |", [
         f"| {p['work']} | {p['gbit']} | {p['ranks']:,} | {p['us']:,.0f} | {p['speed_up']:.1f} | {p['messages']:,.0f} "
         f"| {p['hidden']:,.0f} |" for p in results["predictions"]
@@ -332,6 +314,9 @@ def main() -> int:
     given = parser.parse_args()
     if given.rounds < 1:
         parser.error(f"--rounds: expected a whole number > 0, got {given.rounds}")
+    if not mpirun(1)[0] or not importlib.util.find_spec("matplotlib"):
+        print("scaling: expected mpirun and matplotlib, got none. Run pip install '.[mpich,bench]'.", file=sys.stderr)
+        return 2
     rounds, epoch_s = (1, 0.05) if given.quick else (given.rounds, 0.2)
     os.environ["PATH"] = os.pathsep.join([str(Path(PYTHON).parent), os.environ["PATH"]])
     why = "asked to" if given.no_hosts else no_hosts()
@@ -340,11 +325,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HOSTS_STATE"] = f"{folder}/hosts"
         try:
-            links = [] if why else list(usable(LINKS[: 2 if given.quick else 3] + DELAYED[: 1 if given.quick else 2]))
-            if not why and not any(delay for _, delay in links):
-                notes.append("only rates are varied: the latency is that of the virtual link")
+            links = [] if why else list(usable(LINKS[1::2] if given.quick else LINKS, notes))
             todo = cases(given.quick, links)
-            seconds = run(todo, rounds, epoch_s)
+            print(*(f"note: {note}\n" for note in notes), sep="", end="", flush=True)
+            seconds, session = run(todo, rounds, epoch_s)
         except ChildError as error:
             print(f"scaling: {error}", file=sys.stderr)
             return 1
@@ -353,27 +337,24 @@ def main() -> int:
     held_out = set(random.Random(1).sample(range(len(todo)), len(todo) // 3))
     kept = [i for i in range(len(todo)) if i not in held_out]
     of = fit([todo[i] for i in kept], [seconds[i] for i in kept], Machine())
-    rows = []
-    for i, (case, measured) in enumerate(zip(todo, seconds, strict=True)):
-        predicted = case.predict(of)
-        rows.append({
-            "name": str(case), "case": case._asdict(), "us": measured * 1e6, "predicted_us": predicted * 1e6,
-            "error": predicted / measured - 1, "held_out": i in held_out,
-        })  # fmt: skip
-    session = measure.session  # type: ignore[attr-defined]
-    about = machine(str(HERE.parent), session)
+    rows = [{
+        "name": str(case), "case": case._asdict(), "us": seconds[i] * 1e6, "predicted_us": case.predict(of) * 1e6,
+        "error": case.predict(of) / seconds[i] - 1, "held_out": i in held_out,
+    } for i, case in enumerate(todo)]  # fmt: skip
     results = {
-        "machine": {**about, "load before": round(load, 2)}, "rounds": rounds, "notes": notes,
-        "constants": asdict(of), "held_out": errors_told([row["error"] for row in rows if row["held_out"]]),
+        "machine": {**machine(str(HERE.parent), session), "load before": round(load, 2)}, "rounds": rounds,
+        "notes": notes, "constants": asdict(of),
+        "held_out": errors_told([row["error"] for row in rows if row["held_out"]]),
         "fitted": errors_told([row["error"] for row in rows if not row["held_out"]]),
         "measurements": rows, "predictions": predictions(of),
     }  # fmt: skip
     given.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=1)
-    (given.out / "scaling.json").write_text(text + "\n")
-    (given.out / "scaling.md").write_text(markdown(json.loads(text)))
+    data = json.dumps(results, indent=1)
+    text = markdown(json.loads(data))
+    (given.out / "scaling.json").write_text(data + "\n")
+    (given.out / "scaling.md").write_text(text)
     draw(results, given.out / "scaling.png")
-    print(markdown(json.loads(text)) + f"\nwrote scaling.json, scaling.md and scaling.png in {given.out}")
+    print(f"{text}\nwrote scaling.json, scaling.md and scaling.png in {given.out}")
     return 0
 
 

@@ -31,6 +31,7 @@ from distbp.parallel.messages import SHORT
 from distbp.parallel.tree import complete_nodes
 from distbp.parallel.world import shards_of
 from distbp.training.tiles import Tiles, by_product
+from distbp.training.workspace import CARRIED
 
 PASSES = {"gradient_descent": 2, "momentum": 5, "nesterov": 7, "adam": 11, "adamw": 12}  # over the gradient's numbers
 CACHE = 2e6  # bytes of theta and state that a core finds in its cache in every step
@@ -161,7 +162,8 @@ def step_seconds(machine: Machine, work: Work, ranks: Ranks) -> Forecast:
     waiting, hidden = 2 * meeting, 0.0
     if H > 1:
         waiting += gather(16 * V) + len(layers) * meeting
-    if H > 1 and ranks.overlap:
+    factors = sum(B * (n_in + n_out) * size for n_in, n_out in pairwise(work.widths) if by_product(n_in, n_out, B))
+    if H > 1 and ranks.overlap and factors >= CARRIED:
         waiting += machine.thread * sum(is_early for is_early, _ in early)
         hidden = _hidden(layers, early) * (1 if ranks.cores > D else machine.hiding)
     forward_backward += slow * machine.step + hand_over
