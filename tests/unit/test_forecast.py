@@ -70,6 +70,16 @@ def test_overlap_hides_less_where_no_core_is_left_for_it():
     assert 0 < none == pytest.approx(spare / 2)
 
 
+def test_short_messages_are_not_given_to_a_thread():
+    who = Ranks(2, 1, 1)
+    apart, together = (step_seconds(PLAIN, SMALL, who._replace(overlap=overlap)) for overlap in (False, True))
+    assert together == apart
+    long = SMALL._replace(batch=256)  # 256 (64 + 32 + 32 + 10) numbers
+    apart, together = (step_seconds(PLAIN, long, who._replace(overlap=overlap)) for overlap in (False, True))
+    assert together.hidden > 0
+    assert together.waiting == pytest.approx(apart.waiting + 2 * PLAIN.thread)
+
+
 def test_a_large_network_gains_nearly_as_many_times_as_there_are_cores():
     one = step_seconds(PLAIN, LARGE, Ranks(1, 1, 16)).total
     for n in (2, 4, 8, 16):
