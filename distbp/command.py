@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from distbp.marks import mark
 from distbp.options import unknown
 from distbp.settings import SECTIONS, extra, to_toml_value
 
@@ -27,6 +28,7 @@ DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; every error is one message, on standard error, from one rank."""
     from distbp.parallel.world import (
+        AgreedDivergedError,
         AgreedRuntimeError,
         AgreedStopError,
         AgreedValueError,
@@ -48,6 +50,8 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     try:
         code = command(arguments)
         sys.stdout.flush()
+        if first:
+            mark(code=code)
         return code
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):
@@ -61,9 +65,11 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
             where = "" if agreed or size <= 1 else f"rank {rank} of {size}: "
             with contextlib.suppress(OSError):
                 print(f"distbp: {where}{error_text(error)}", file=sys.stderr, flush=True)
-        if isinstance(error, AgreedStopError):
-            return RESUMABLE
-        return BAD_INPUT if isinstance(error, (AgreedValueError, NoWorldError)) else FAILED
+        bad_input = isinstance(error, (AgreedValueError, NoWorldError))
+        code = RESUMABLE if isinstance(error, AgreedStopError) else BAD_INPUT if bad_input else FAILED
+        if first:
+            mark(code=code, again=not isinstance(error, AgreedDivergedError))
+        return code
     except KeyboardInterrupt:
         if first:
             print("distbp: interrupted", file=sys.stderr)

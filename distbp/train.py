@@ -24,13 +24,10 @@ Exit codes: 0 done, 1 the run failed, 2 bad input, 75 stopped by a signal and re
 """
 
 
-def train_command(arguments: Sequence[str]) -> int:
-    """Read the command line, train, and tell what came of it."""
+def parser() -> command.Parser:
+    """Return the reader of this command's line."""
     import argparse
 
-    from distbp.options import make, read_toml
-
-    stop = StopFlag()  # listens from when MPI is there until the process ends: a second signal changes nothing
     parser = command.Parser("python -m distbp.train", DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.usage = "python -m distbp.train [SETTINGS.toml] [--section.key VALUE ...] [--name NAME] [--resume RUN] ..."
     parser.add_argument("settings", nargs="?", metavar="SETTINGS.toml", help="settings file; the options below win")
@@ -40,8 +37,16 @@ def train_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--print-settings", action="store_true", help="print all settings as TOML and leave")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_settings()
+    return parser
+
+
+def train_command(arguments: Sequence[str]) -> int:
+    """Read the command line, train, and tell what came of it."""
+    from distbp.options import make, read_toml
+
+    stop = StopFlag()  # listens from when MPI is there until the process ends: a second signal changes nothing
     with command.same_on_all_ranks():
-        given, overrides = parser.read(arguments)
+        given, overrides = parser().read(arguments)
         if given.resume and (given.settings or given.name):
             raise ValueError("--resume: expected no settings file and no --name beside it, got one. Leave it out.")
         if given.print_settings:

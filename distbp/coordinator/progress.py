@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from distbp.marks import mark
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -36,6 +38,7 @@ class Progress:
         self.speaks = rank_0 and not quiet
         self._bar: Bar | None = None
         self._said = self._drawn = time.monotonic()
+        self._marked = 0.0
         self._metric = ""  # of the last validation, for the bar
         self._first_step, self._started = 0, 0.0
         self._last_step = self._steps_per_epoch = 0
@@ -80,9 +83,12 @@ class Progress:
 
     def step(self, step: int, mean_cost: float, rows_per_second: float) -> None:
         """Tell of a step, a few times a second at most."""
+        now = time.monotonic()
+        if self.rank_0 and now - self._marked > 1.0:
+            self._marked = now
+            mark(step=step)
         if not self.speaks:
             return
-        now = time.monotonic()
         if self._bar and now - self._drawn > 0.1:
             self._drawn = now
             text = f"cost {mean_cost:.4g}  {self._metric}{rows_per_second:,.0f} rows/s"

@@ -47,6 +47,10 @@ class AgreedRuntimeError(RuntimeError):
     """A failed run that every rank knows of: each can leave by itself."""
 
 
+class AgreedDivergedError(AgreedRuntimeError):
+    """A cost or gradient that is not finite: from the same checkpoint it would be so again."""
+
+
 def launched() -> tuple[int, int, str]:
     """Return (processes, this one's number, the variable that says so) as the launcher set them; (1, 0, "") if none.
 

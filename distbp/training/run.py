@@ -22,6 +22,7 @@ from distbp.coordinator.environment import BITS, differences, environment
 from distbp.coordinator.folder import RunFolder
 from distbp.coordinator.progress import Progress
 from distbp.descent.rules import STATE, Rule
+from distbp.marks import mark
 from distbp.network.initial import initial_theta
 from distbp.parallel.host import open_host
 from distbp.parallel.world import AgreedValueError, World, error_text, open_world
@@ -243,6 +244,7 @@ class _Run:
                     files.write_text(self.folder.path / "settings.toml", self.settings.to_toml())
                 self.folder.start_journal(self.state.step)
                 self.folder.write_run(session)
+                mark(run=str(self.folder.path), step=self.state.step)
 
     def forget_a_lost_best(self) -> None:
         """Look for the best anew where its checkpoint is not whole, or was never kept. **Collective.**"""

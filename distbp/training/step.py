@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from distbp.descent.rules import PIECE, Rule
 from distbp.network.network import Network
 from distbp.network.passes import drop
-from distbp.parallel.world import AgreedRuntimeError
+from distbp.parallel.world import AgreedDivergedError
 from distbp.training.tiles import Product, Sum
 from distbp.training.workspace import Tiled, Work, Workspace
 
@@ -86,7 +86,7 @@ class Stepper:
 
         Raises
         ------
-        AgreedRuntimeError
+        AgreedDivergedError
             The cost or the gradient is not finite; theta and the rule's state are those before the step.
         """
         started = time.perf_counter()
@@ -189,7 +189,7 @@ class Stepper:
         """Raise the error of a step that is not finite, naming the shards it came from; on all ranks."""
         bad = [str(shard) for shard, cost in enumerate(self.space.costs[:, 0].tolist()) if not math.isfinite(cost)]
         where = f" in shard{'s' if len(bad) > 1 else ''} {', '.join(bad)}" if bad else ""
-        raise AgreedRuntimeError(
+        raise AgreedDivergedError(
             f"step {self.step}: expected a finite {what}, got {got}{where}. "
             "Stopped before the step; lower descent.learning_rate or set descent.clip."
         )

@@ -1,0 +1,204 @@
+"""Which MPI there is, and the command line that starts ranks with it: the one place that knows mpiruns apart.
+
+| starter | on hosts | rank before a line | what it needs |
+| --- | --- | --- | --- |
+| MPICH, Intel MPI (hydra) | -hosts a:2,b:2 | -prepend-rank | carries all variables by itself |
+| Open MPI 4, 5 | --host a:2 | --tag-output, --output tag | -x NAME for each variable; leave for root |
+| srun | Slurm's | --label | --mpi=pmi2 for MPICH and Intel MPI, --mpi=pmix for Open MPI |
+
+References
+----------
+mpiexec.hydra -help (MPICH 5.0); mpirun(1) of Open MPI 4.1 and 5.0; srun(1) of Slurm 22.05; Intel MPI Library Developer
+Reference for Linux, "mpiexec.hydra" (its options were not run here).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distbp.launching.hosts import Host
+
+FAMILIES = {"mpich": "MPICH", "openmpi": "Open MPI", "intel": "Intel"}  # name: what its library's version begins with
+SRUN_MPI = {"mpich": "pmi2", "intel": "pmi2", "openmpi": "pmix"}
+ABIS = {"mpich": "mpich", "openmpi": "openmpi", "intel": "impi"}  # MPI4PY_MPIABI, which mpi4py's wheels choose by
+PASSED = re.compile(  # variables that mean something to a rank, carried to other hosts
+    r"(PATH|LD_LIBRARY_PATH|PYTHONPATH|VIRTUAL_ENV|OMP_NUM_THREADS|(DISTBP|OPENBLAS|MKL|BLIS|NPY|MPI4PY|PYTHON)_?\w*)$"
+)
+RANK = {  # what a starter writes before a line: group 1 is the rank
+    "mpich": re.compile(r"\[(\d+)\] ?"),
+    "intel": re.compile(r"\[(\d+)\] ?"),
+    "openmpi": re.compile(r"\[[^\],]*,(\d+)\]<std(?:out|err)>: ?"),
+    "srun": re.compile(r" *(\d+): ?"),
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """The MPI that mpi4py loads.
+
+    Attributes
+    ----------
+    family
+        mpich, openmpi or intel.
+    text
+        Name and version, for people.
+    major
+        First number of the version.
+    mpirun
+        The program that belongs to it.
+    """
+
+    family: str
+    text: str
+    major: int
+    mpirun: str
+
+
+def library_of(found: Mapping[str, str]) -> Library:
+    """Return the library of a host's answer (`hosts.PROBE`), with its mpirun on this host.
+
+    Raises
+    ------
+    ValueError
+        It is none of those known here, or its mpirun cannot be found.
+    """
+    first = found["library"].split("\n")[0]
+    family = next((name for name, start in FAMILIES.items() if first.startswith(start)), "")
+    if not family:
+        raise ValueError(
+            f"mpi4py: expected MPICH, Open MPI or Intel MPI, got {first[:40]!r}. Start the ranks with that library's "
+            "own mpirun: mpirun -n N python -m distbp.train."
+        )
+    number = re.search(r"\d+(?:\.\d+)*", first)
+    version = number[0] if number else "0"
+    text = f"{FAMILIES[family]} {version}"
+    beside = [Path(sys.executable).parent]
+    if "/" in found["file"]:
+        beside += [parent / "bin" for parent in Path(found["file"]).resolve().parents[:4]]
+    places = [str(place / name) for place in beside for name in ("mpirun", f"mpirun.{family}")]
+    places += [f"mpirun.{family}", "mpiexec.hydra" if family != "openmpi" else "mpirun", "mpirun"]
+    for place in dict.fromkeys(places):
+        program = shutil.which(place)
+        if program and _family_of(program) == family:
+            return Library(family, text, int(version.split(".")[0]), program)
+    raise ValueError(
+        f"mpirun: expected that of {text}, which mpi4py loads, beside Python, beside the library or in PATH, got none. "
+        "Install it, or put it in PATH."
+    )
+
+
+def _family_of(mpirun: str) -> str:
+    """Return whose mpirun a program is, "" if that cannot be said."""
+    try:
+        done = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    text = (done.stdout + done.stderr).lower()
+    if "open mpi" in text or "open-mpi" in text or "openrte" in text:
+        return "openmpi"
+    return "intel" if "intel" in text else "mpich" if "hydra" in text or "mpich" in text else ""
+
+
+def srun_mpi(library: Library) -> str:
+    """Return the --mpi of srun that fits a library, "" where srun does not offer it."""
+    if not shutil.which("srun"):
+        return ""
+    done = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, timeout=20, check=False)
+    offered = (done.stdout + done.stderr).split()
+    return SRUN_MPI[library.family] if SRUN_MPI[library.family] in offered else ""
+
+
+def passed(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return those variables that are carried to other hosts."""
+    return {name: value for name, value in variables.items() if PASSED.match(name)}
+
+
+def on_hosts(
+    library: Library, counts: Mapping[Host, int], ssh: str, program: Sequence[str], variables: Mapping[str, str]
+) -> list[str]:
+    """Return mpirun's command line for so many ranks on each host; one group a host where their paths differ.
+
+    Parameters
+    ----------
+    counts
+        Ranks of each host; a host of name "" is this one, alone.
+    ssh
+        The remote shell, "" for mpirun's own choice.
+    program
+        What each rank runs, after its Python.
+    variables
+        Of the environment mpirun is started in.
+    """
+    hosts = [host for host in counts if host.name]
+    names = ",".join(f"{host.name}:{counts[host]}" for host in hosts)
+    groups = [[host] for host in counts] if any(h.python or h.directory for h in counts) else [list(counts)]
+    if library.family == "openmpi":
+        line = [library.mpirun, "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+        line += ["--output", "tag", "--map-by", "slot:OVERSUBSCRIBE"] if library.major >= 5 else ["--tag-output"]
+        line += [] if library.major >= 5 else ["--map-by", "slot", "--oversubscribe"]
+        if hosts and ssh:
+            line += ["--prtemca", "plm_ssh_agent", ssh] if library.major >= 5 else ["--mca", "plm_rsh_agent", ssh]
+    else:
+        line = [library.mpirun, "-prepend-rank"]
+        if hosts:
+            line += ["-launcher", "ssh", *(["-launcher-exec", ssh] if ssh else []), "-hosts", names]
+    for number, group in enumerate(groups):
+        line += [":"] if number else []
+        line += ["-n", str(sum(counts[host] for host in group))]
+        if library.family == "openmpi" and hosts:
+            line += ["--host", ",".join(f"{host.name}:{counts[host]}" for host in group)]
+            line += [word for name in passed(variables) for word in ("-x", name)]
+        if group[0].directory:
+            line += ["--wdir" if library.family == "openmpi" else "-wdir", group[0].directory]
+        line += [group[0].python or sys.executable, *program]
+    return line
+
+
+def by_srun(mpi: str, ranks: int, program: Sequence[str]) -> list[str]:
+    """Return srun's command line for a step of the present Slurm job.
+
+    With --kill-on-bad-exit=1 srun ends the other ranks as soon as one leaves with a code that is not 0, so that rank 0
+    may be gone before its last word; after --wait seconds nothing is left to say.
+    """
+    keep = ["--label", "--kill-on-bad-exit=0", "--wait=10"]
+    return ["srun", f"--mpi={mpi}", *keep, f"--ntasks={ranks}", sys.executable, *program]
+
+
+def environment(library: Library, blas_threads: int) -> dict[str, str]:
+    """Return the variables that ranks are started with: this process's, BLAS threads unless set, what root needs."""
+    variables = dict(os.environ)
+    variables.pop("PYTHONUNBUFFERED", None)  # hydra writes the rank before every piece it is given: give it whole lines
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        variables.setdefault(name, str(blas_threads))
+    if library.family == "openmpi" and os.geteuid() == 0:
+        variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return variables
+
+
+def agent(ssh: str, hosts: Sequence[Host]) -> str:
+    """Return a script in place of ssh for hosts whose Python is elsewhere: mpirun's own programs lie beside it there.
+
+    mpirun asks each host for its helper (hydra_pmi_proxy, prted) by the path on this host.
+    """
+    bin_here = str(Path(sys.executable).parent)
+    swap = f"s|{bin_here}/|$there/|g; s|{Path(bin_here).parent}|${{there%/*}}|g"
+    lines = ["#!/bin/sh", "there=", 'for word; do case "$word" in']
+    for host in hosts:
+        if host.python:
+            lines.append(f"  {shlex.quote(host.name)}) there={shlex.quote(str(Path(host.python).parent))} ;;")
+    lines += ["esac; done", '[ -n "$there" ] && for word; do', "  shift"]
+    lines += [
+        f"""  set -- "$@" "$(printf %s "$word" | sed "{swap}")" """.rstrip(),
+        "done",
+        f'exec {shlex.quote(ssh)} "$@"',
+        "",
+    ]
+    return "\n".join(lines)
