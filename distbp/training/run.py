@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from distbp.coordinator import files
 from distbp.coordinator.checkpoints import Checkpoints, Loaded, name_of, newest_good
 from distbp.coordinator.coordinator import Coordinator
-from distbp.coordinator.environment import BITS, differences, environment
+from distbp.coordinator.environment import differences, disagreement, environment
 from distbp.coordinator.folder import RunFolder
 from distbp.coordinator.progress import Progress
 from distbp.descent.rules import STATE, Rule
@@ -136,12 +137,13 @@ def train(
             "end": None,
             "exit": None,
         }
-        kinds = world.exchange([session[key] for key in BITS])
-        others = [str(r) for r, kind in enumerate(kinds) if kind != kinds[0]]
-        if others:
-            progress.warn(
-                f"rank {', '.join(others)}: another BLAS, kernel or numpy than rank 0: bits depend on the ranks"
-            )
+        of_ranks = world.exchange({**environment(), "host": os.uname().nodename})
+        if wrong := disagreement(of_ranks):
+            raise AgreedValueError(wrong)
+        pythons = {rank["python"]: rank["host"] for rank in of_ranks}
+        if len(pythons) > 1:
+            told = ", ".join(f"{python} on {host}" for python, host in pythons.items())
+            progress.warn(f"not one Python on all hosts ({told}): no bit depends on it")
         _greet(world, session, settings, progress)
         problem = load(settings, world, progress.say, stop, arrays)
         if not resume:
