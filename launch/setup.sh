@@ -17,8 +17,8 @@ find_python() {
   return 2
 }
 
-set_up() { # extras
-  local python stamp
+set_up() { # extras, and another folder than .venv
+  local python stamp venv=${2:-$venv}
   stamp="$1 $(cksum <"$root/pyproject.toml")"
   if [ "$(cat "$venv/distbp-$1" 2>/dev/null)" = "$stamp" ]; then return; fi
   if [ ! -x "$venv/bin/python" ]; then
@@ -30,7 +30,7 @@ set_up() { # extras
       return 2
     fi
   fi
-  echo "launch: installing distbp[$1] there, once (under a minute)" >&2
+  echo "launch: installing distbp[$1] in $venv, once (under a minute)" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$1]" >&2 || return
   echo "$stamp" >"$venv/distbp-$1"
 }

