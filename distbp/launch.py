@@ -175,7 +175,8 @@ def _places(given: argparse.Namespace) -> tuple[list[Host], int]:
                 f"{given.hostfile}: expected a host file, got {error.strerror}. Check --hostfile."
             ) from None
     if not hosts:
-        return [], given.n or int(os.environ.get("SLURM_NTASKS") or len(os.sched_getaffinity(0)))
+        tasks = os.environ.get("SLURM_NTASKS") or os.environ.get("SLURM_JOB_NUM_NODES") or 0  # no --ntasks: one a node
+        return [], given.n or int(tasks) or len(os.sched_getaffinity(0))
     ranks = given.n or sum(host.slots or 1 for host in hosts)
     hosts = with_slots(hosts, ranks)
     room = sum(host.slots for host in hosts)
@@ -206,7 +207,7 @@ def _mpi(given: argparse.Namespace, settings: Settings) -> tuple[mpi.Library, st
             f"--starter: expected a Slurm job and an srun that offers --mpi={mpi.SRUN_MPI[library.family]} for "
             f"{library.text}, got none. Leave --starter out to use mpirun."
         )
-    return library, srun_mpi, mpi.environment(library, settings.training.blas_threads)
+    return library, srun_mpi, mpi.environment(library, settings.training.blas_threads, bool(srun_mpi))
 
 
 def _all_answer(shell: Shell, hosts: Sequence[Host], wait: float, library: mpi.Library) -> None:

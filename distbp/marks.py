@@ -24,7 +24,8 @@ def mark(**values: Any) -> None:
     key = os.environ.get(VARIABLE)
     if key:
         with contextlib.suppress(OSError, ValueError):
-            print(f"\x1edistbp {key} {json.dumps(values)}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"\x1edistbp {key} {json.dumps(values)}\n")  # one write, whatever Python buffers
+            sys.stderr.flush()
 
 
 def read(line: str, key: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from distbp.marks import mark
+from distbp.marks import VARIABLE, mark
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -70,7 +70,7 @@ class Progress:
         """Begin at `step`; `last_step` 0 means unknown."""
         self._first_step, self._started = step, time.monotonic()
         self._last_step, self._steps_per_epoch = last_step, steps_per_epoch
-        if self.speaks and sys.stdout.isatty():
+        if self.speaks and sys.stdout.isatty() and VARIABLE not in os.environ:  # Open MPI gives ranks a terminal
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(

@@ -24,6 +24,7 @@ from distbp.launching.hosts import Host, Shell
 from distbp.launching.watch import Watch
 
 REMIND = 2.0  # seconds after which ranks that were asked to stop are asked again: they may not have listened yet
+GRACE = 2.0  # seconds between SIGTERM to mpirun and SIGKILL
 LEAVE = 20.0  # seconds that mpirun may take to end after the run's last word
 
 
@@ -152,9 +153,12 @@ class Attempt:
     def _end(self, process: subprocess.Popen[str]) -> None:
         """End mpirun and every rank that is left."""
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.terminate()  # srun ends its tasks on all nodes then
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         answering = [host for host in self.hosts if host.name not in self.outcome.lost]
         self.shell.sweep(answering, f"{marks.VARIABLE}={self.key}")
 

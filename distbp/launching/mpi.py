@@ -172,12 +172,18 @@ def by_srun(mpi: str, ranks: int, program: Sequence[str]) -> list[str]:
     return ["srun", f"--mpi={mpi}", *keep, f"--ntasks={ranks}", sys.executable, *program]
 
 
-def environment(library: Library, blas_threads: int) -> dict[str, str]:
-    """Return the variables that ranks are started with: this process's, BLAS threads unless set, what root needs."""
+def environment(library: Library, blas_threads: int, srun: bool) -> dict[str, str]:
+    """Return the variables that ranks are started with: this process's, BLAS threads unless set, what root needs.
+
+    Slurm's pmi2 cuts lines of more than about 1,024 characters, which the addresses of MPICH's UCX may be: OFI's are
+    short.
+    """
     variables = dict(os.environ)
     variables.pop("PYTHONUNBUFFERED", None)  # hydra writes the rank before every piece it is given: give it whole lines
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         variables.setdefault(name, str(blas_threads))
+    if srun and library.family == "mpich":
+        variables.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
     if library.family == "openmpi" and os.geteuid() == 0:
         variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return variables

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import LONG, SMALL, alive, is_open_mpi, mpirun, wait_for
+from commands import LONG, SMALL, alive, mpirun, wait_for
 from conftest import ends_at
 
 STEPS = 900  # takes some seconds: long enough to be killed on the way
@@ -197,8 +197,7 @@ def test_what_cannot_be_started_is_said_before_anything_is(here, launch, options
 
 
 def test_an_mpi_that_is_not_there(here, launch):
-    other = "mpich" if is_open_mpi() else "openmpi"
-    done = launch(options=("--mpi", other)).wait()
+    done = launch(options=("--mpi", "intel")).wait()
     assert done.code == 2
     assert "distbp: launch: expected " in done.err
     assert " with distbp and mpi4py in " in done.err
