@@ -68,7 +68,10 @@ def launch_command(arguments: Sequence[str]) -> int:
             line = plan.command(counts_of(plan, hosts), "", "" if given.ssh == "ssh" else ssh)
             print(shlex.join(line))
             return command.DONE
-    return Keeper(plan, Asked(), given.quiet).keep()
+    asked = Asked()
+    code = Keeper(plan, asked, given.quiet).keep()
+    asked.ignore()
+    return code
 
 
 def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -24,6 +24,7 @@ from distbp.launching.hosts import Host, Shell
 from distbp.launching.watch import Watch
 
 REMIND = 2.0  # seconds after which ranks that were asked to stop are asked again: they may not have listened yet
+ASKS_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 GRACE = 2.0  # seconds between SIGTERM to mpirun and SIGKILL
 LEAVE = 20.0  # seconds that mpirun may take to end after the run's last word
 
@@ -59,8 +60,13 @@ class Asked:
     def __init__(self) -> None:
         self.name = ""  # of the first signal
         self.at_once = False  # a second Ctrl-C
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        for number in ASKS_TO_STOP:
             signal.signal(number, self._note)
+
+    def ignore(self) -> None:
+        """Ignore the signals for good: the process is about to leave with its code, and Python makes them deadly."""
+        for number in ASKS_TO_STOP:
+            signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, frame: object) -> None:
         self.at_once = self.at_once or (number == signal.SIGINT and self.name == "SIGINT")

@@ -124,7 +124,7 @@ def passed(variables: Mapping[str, str]) -> dict[str, str]:
 def on_hosts(
     library: Library, counts: Mapping[Host, int], ssh: str, program: Sequence[str], variables: Mapping[str, str]
 ) -> list[str]:
-    """Return mpirun's command line for so many ranks on each host; one group a host where their paths differ.
+    """Return mpirun's command line for so many ranks on each host.
 
     Parameters
     ----------
@@ -139,27 +139,46 @@ def on_hosts(
     """
     hosts = [host for host in counts if host.name]
     names = ",".join(f"{host.name}:{counts[host]}" for host in hosts)
-    groups = [[host] for host in counts] if any(h.python or h.directory for h in counts) else [list(counts)]
     if library.family == "openmpi":
         line = [library.mpirun, "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
         line += ["--output", "tag", "--map-by", "slot:OVERSUBSCRIBE"] if library.major >= 5 else ["--tag-output"]
         line += [] if library.major >= 5 else ["--map-by", "slot", "--oversubscribe"]
-        if hosts and ssh:
-            line += ["--prtemca", "plm_ssh_agent", ssh] if library.major >= 5 else ["--mca", "plm_rsh_agent", ssh]
+        mca, plm = ("--prtemca", "plm_ssh") if library.major >= 5 else ("--mca", "plm_rsh")
+        if hosts:  # started from here: a host need not reach the others
+            line += [mca, f"{plm}_no_tree_spawn", "1", *([mca, f"{plm}_agent", ssh] if ssh else [])]
     else:
         line = [library.mpirun, "-prepend-rank"]
         if hosts:
             line += ["-launcher", "ssh", *(["-launcher-exec", ssh] if ssh else []), "-hosts", names]
-    for number, group in enumerate(groups):
-        line += [":"] if number else []
-        line += ["-n", str(sum(counts[host] for host in group))]
-        if library.family == "openmpi" and hosts:
-            line += ["--host", ",".join(f"{host.name}:{counts[host]}" for host in group)]
-            line += [word for name in passed(variables) for word in ("-x", name)]
-        if group[0].directory:
-            line += ["--wdir" if library.family == "openmpi" else "-wdir", group[0].directory]
-        line += [group[0].python or sys.executable, *program]
-    return line
+    line += ["-n", str(sum(counts.values()))]
+    if library.family == "openmpi" and hosts:
+        line += ["--host", names, *(word for name in passed(variables) for word in ("-x", name))]
+    if any(host.python or host.directory for host in hosts):
+        return [
+            *line,
+            "--wdir" if library.family == "openmpi" else "-wdir",
+            "/",
+            "sh",
+            "-c",
+            _own_paths(counts),
+            "rank",
+            *program,
+        ]
+    return [*line, sys.executable, *program]
+
+
+def _own_paths(counts: Mapping[Host, int]) -> str:
+    """Return a shell script that starts a rank with the Python and in the directory of its host.
+
+    Hosts hold runs of ranks. Like this it is one command line for both MPIs.
+    """
+    cases, first = [], 0
+    for host, count in counts.items():
+        ranks = "|".join(str(rank) for rank in range(first, first + count))
+        first += count
+        place, python = shlex.quote(host.directory or os.getcwd()), shlex.quote(host.python or sys.executable)
+        cases.append(f'{ranks}) cd {place} && exec {python} "$@" ;;')
+    return f"case ${{PMI_RANK:-$OMPI_COMM_WORLD_RANK}} in {' '.join(cases)} esac"
 
 
 def by_srun(mpi: str, ranks: int, program: Sequence[str]) -> list[str]:

@@ -142,7 +142,7 @@ def test_the_same_step_failing_three_times_ends_it(here, launch, dies_at):
     assert ". Got no further than step " in done.err
     assert " in 3 attempts: not restarted\n" in done.err
     assert done.err.endswith("distbp.launch: go on by hand with: -- --resume runs/mine\n")
-    assert here.last_step("mine") == 20
+    assert 20 <= here.last_step("mine") < 30
 
 
 def test_restarts_are_counted(here, launch, dies_at):

@@ -90,19 +90,22 @@ def test_command_lines_of_hosts():
         "/mpich/mpirun -prepend-rank -launcher ssh -launcher-exec /x/ssh -hosts a:2,b:1 -n 3 PY -m distbp.train my.toml"
     )
     assert line(OPEN_MPI_5, counts, "/x/ssh", {"PATH": "p", "HOME": "h", "OPENBLAS_CORETYPE": "c"}).endswith(
-        "--prtemca plm_ssh_agent /x/ssh -n 3 --host a:2,b:1 -x PATH -x OPENBLAS_CORETYPE PY -m distbp.train my.toml"
+        "--prtemca plm_ssh_no_tree_spawn 1 --prtemca plm_ssh_agent /x/ssh -n 3 --host a:2,b:1 -x PATH -x OPENBLAS_CORETYPE PY -m distbp.train my.toml"
     )
-    assert "--mca plm_rsh_agent /x/ssh -n 3" in line(OPEN_MPI_4, counts, "/x/ssh")
+    assert "--mca plm_rsh_no_tree_spawn 1 --mca plm_rsh_agent /x/ssh -n 3" in line(OPEN_MPI_4, counts, "/x/ssh")
 
 
-def test_hosts_with_paths_of_their_own_have_groups_of_their_own():
-    counts = {Host("a", 1): 1, Host("b", 1, "/b/python", "/d"): 1}
-    assert line(MPICH, counts).endswith(
-        "-hosts a:1,b:1 -n 1 PY -m distbp.train my.toml : -n 1 -wdir /d /b/python -m distbp.train my.toml"
-    )
-    assert line(OPEN_MPI_5, counts).endswith(
-        "-n 1 --host a:1 PY -m distbp.train my.toml : -n 1 --host b:1 --wdir /d /b/python -m distbp.train my.toml"
-    )
+def test_hosts_with_paths_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    counts = {Host("a", 1): 1, Host("b", 2, "/b/python", "/d"): 2}
+    for library, wdir in ((MPICH, "-wdir"), (OPEN_MPI_5, "--wdir")):
+        words = mpi.on_hosts(library, counts, "", PROGRAM, {})
+        assert words[words.index(wdir) :] == [
+            wdir, "/", "sh", "-c",
+            f'case ${{PMI_RANK:-$OMPI_COMM_WORLD_RANK}} in 0) cd {tmp_path} && exec {sys.executable} "$@" ;; '
+            '1|2) cd /d && exec /b/python "$@" ;; esac',
+            "rank", *PROGRAM,
+        ]  # fmt: skip
 
 
 def test_the_agent_finds_programs_where_a_host_has_them(tmp_path):
