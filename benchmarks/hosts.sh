@@ -130,7 +130,7 @@ shape() { # MBIT host
   if [ "$1" = 0 ]; then
     in_net "$(cat "$state/name")-$2" tc qdisc del $qdisc 2>/dev/null || true
   else
-    in_net "$(cat "$state/name")-$2" tc qdisc replace $qdisc tbf rate "$1mbit" burst 32kb latency 20ms
+    in_net "$(cat "$state/name")-$2" tc qdisc replace $qdisc tbf rate "$1mbit" burst 128kb latency 20ms
   fi
 }
 
