@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distbp.parallel.messages import Cut, gather
 from distbp.parallel.tree import Node, complete_nodes
 from distbp.parallel.world import World, shards_of
 
@@ -64,6 +65,7 @@ class Host:
         self.number, self.n_hosts = (across.rank, across.size) if across else (0, 1)
         self._aside = across.Dup() if across else None
         self._carrier = ThreadPoolExecutor(1, "messages") if across and overlap else None
+        self._places: dict[tuple[int, int], Cut] = {}  # of `spread`, by V and the numbers of a row
 
     def shards(self, worker: int, n_shards: int) -> range:
         """Return the shards of a worker (a thread of a rank), numbered over all ranks: those of its rank, cut again."""
@@ -101,13 +103,17 @@ class Host:
         comm = self._aside if aside else self.across
         if not comm:
             return
-        n_shards, n_each = len(rows), rows[0].size
-        ranks = range(self.rank, self.world.size, self.size)  # hosts are runs of ranks
-        own = [shards_of(r, self.world.size, n_shards) for r in ranks]
-        counts, starts = [len(shards) * n_each for shards in own], [shards.start * n_each for shards in own]
-        from mpi4py import MPI
+        gather(comm, None, rows, self._place(len(rows), rows[0].size))
 
-        comm.Allgatherv(MPI.IN_PLACE, [rows.reshape(-1), (counts, starts)])
+    def _place(self, n_shards: int, n_each: int) -> Cut:
+        """Return how many numbers each counterpart sends and where they go, if a shard's row has `n_each` of them."""
+        place = self._places.get((n_shards, n_each))
+        if not place:
+            ranks = range(self.rank, self.world.size, self.size)  # hosts are runs of ranks
+            own = [shards_of(r, self.world.size, n_shards) for r in ranks]
+            place = [len(shards) * n_each for shards in own], [shards.start * n_each for shards in own]
+            self._places[n_shards, n_each] = place
+        return place
 
     def link(self) -> tuple[float, float]:
         """Return what a message between hosts takes: seconds, and seconds a byte; 0 where none is. **Collective.**"""

@@ -10,7 +10,7 @@ Say the work (`Work`) and who does it (`Ranks`): `advice` gives the lines for a 
     gradient           by product: q_l (B + r_0) c;  by sum: k M_l (B / V + r_0) c, and additions of the tree's nodes
     descent            q_l (passes u + bytes g), g only for what a core's cache does not hold
     messages           rounds latency + bytes that reach a host * byte;  log2 H rounds, for long vectors H - 1 in a
-                       ring, each in pieces of SENT bytes
+                       ring
     waiting            log2 R barrier for each meeting of a host; the costs' message; handing over to a thread
 
 An early message travels while what follows is computed, one after another as in step.py: `hidden` is what that saves.
@@ -35,7 +35,7 @@ from distbp.training.workspace import CARRIED
 
 PASSES = {"gradient_descent": 2, "momentum": 5, "nesterov": 7, "adam": 11, "adamw": 12}  # over the gradient's numbers
 CACHE = 2e6  # bytes of theta and state that a core finds in its cache in every step
-RING, SENT = 1 << 19, 1 << 15  # bytes from which MPICH's Allgatherv goes in a ring, and what it sends there at once
+RING = 1 << 19  # bytes from which vectors are gathered in a ring
 PRODUCT = (256, 512, 512)  # rows, n_in, n_out of the float32 product that `calibrated` is told the seconds of
 COMPUTED = "multiply_add", "element", "number", "memory", "call", "step", "thread", "barrier", "oversubscribed"
 MORE = 1.1  # times as slow as fewer ranks: then it is said
@@ -140,8 +140,7 @@ def step_seconds(machine: Machine, work: Work, ranks: Ranks) -> Forecast:
     meeting = machine.barrier * math.log2(R) + machine.oversubscribed * extra * (D > 1)
 
     def gather(n_bytes: float) -> float:  # all hosts' together
-        ring = n_bytes / R >= RING
-        rounds = (H - 1) * math.ceil(n_bytes / R / H / SENT) if ring else math.ceil(math.log2(H))
+        rounds = H - 1 if n_bytes / R >= RING else math.ceil(math.log2(H))
         return rounds * machine.latency + n_bytes * (H - 1) / H * machine.byte
 
     layers, early, owned = [], [], _owned(work.widths, V, B // V, R)
