@@ -136,25 +136,25 @@ def test_both_kinds_of_message_give_the_same(world, short, monkeypatch):
     assert after(world, TABLES["sum"], share=False) == after(World(None), TABLES["sum"])
 
 
+class HostsOfTwo:
+    """A communicator whose ranks are told to be on hosts of two: 0 and 1, 2 and 3."""
+
+    def __init__(self, comm):
+        self.comm = comm
+
+    def __getattr__(self, name):
+        return getattr(self.comm, name)
+
+    def Split_type(self, kind):
+        return self.comm.Split_type(kind).Split(self.comm.rank // 2, self.comm.rank)
+
+
 def test_hosts_of_several_ranks_give_the_same(world):
     """Two hosts of two ranks each, as the communicators would be: here all four are on one machine."""
     if world.size != 4 or not world.comm:
         pytest.skip("needs 4 ranks")
-    import distbp.parallel.host as host_module
-
-    split_type = world.comm.Split_type
-
-    class TwoHosts:
-        """A communicator whose ranks 0, 1 and 2, 3 are told to be on different hosts."""
-
-        def __getattr__(self, name):
-            return getattr(world.comm, name)
-
-        def Split_type(self, kind):
-            return split_type(kind).Split(world.rank // 2, world.rank)
-
     two = World(world.comm)
-    two.comm = TwoHosts()
+    two.comm = HostsOfTwo(world.comm)
     for name, table in TABLES.items():
         for overlap in (True, False):
             assert after(two, table, overlap=overlap) == after(World(None), table), name
@@ -162,7 +162,7 @@ def test_hosts_of_several_ranks_give_the_same(world):
             World(None), changed(table, descent={"clip": 0.5})
         )
         assert after(two, table, threads=2) == after(World(None), table)
-    host, _ = host_module.open_host(two, True, 1, True, lambda host: SHAPES, nothing)
+    host, _ = open_host(two, True, 1, True, lambda host: SHAPES, nothing)
     assert isinstance(host, Host)
     assert (host.size, host.n_hosts, host.number, host.rank) == (2, 2, world.rank // 2, world.rank % 2)
 
@@ -170,19 +170,9 @@ def test_hosts_of_several_ranks_give_the_same(world):
 def test_hosts_of_unequal_size_do_not_share(world):
     if world.size != 3 or not world.comm:
         pytest.skip("needs 3 ranks")
-    split_type, said = world.comm.Split_type, []
-
-    class Unequal:
-        """A communicator whose rank 2 is told to be on a host of its own."""
-
-        def __getattr__(self, name):
-            return getattr(world.comm, name)
-
-        def Split_type(self, kind):
-            return split_type(kind).Split(world.rank // 2, world.rank)
-
+    said = []
     two = World(world.comm)
-    two.comm = Unequal()
+    two.comm = HostsOfTwo(world.comm)  # rank 2 is on a host of its own
     host, _ = open_host(two, True, 1, True, lambda host: SHAPES, said.append)
     assert host.size == 1
     assert said == [
