@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distbp.parallel.host import Host
 from distbp.parallel.world import World
@@ -15,7 +13,6 @@ from distbp.settings import Settings
 from distbp.training.forecast import PRODUCT, Machine, Ranks, Work, advice, calibrated
 from distbp.training.problem import Problem
 
-Array = NDArray[Any]
 WORTH_A_THREAD = 1 << 22  # rows times weights of a step
 
 
@@ -30,12 +27,17 @@ def cores_and_ranks(world: World) -> tuple[int, int]:
 def threads_of_a_rank(settings: Settings, problem: Problem, world: World) -> int:
     """Return how many threads each rank uses, the same on all. **Collective.** It changes no bit."""
     cores, ranks = cores_and_ranks(world)
+    return int(min(world.exchange(_threads(settings, problem, world.size, cores // ranks))))
+
+
+def _threads(settings: Settings, problem: Problem, n_ranks: int, cores: int) -> int:
+    """Return how many threads one of `n_ranks` ranks would use on so many cores of its own."""
     threads = settings.training.threads
     if threads == "auto":
         work = problem.batches.rows * problem.batches.n_shards * problem.network.layout.n_weights
-        useful = work // world.size // WORTH_A_THREAD  # a small product is done before a thread has begun
-        threads = max(1, min(cores // ranks // settings.training.blas_threads, useful))
-    return int(min(threads, -(-settings.n_shards // world.size), *world.exchange(threads)))
+        useful = work // n_ranks // WORTH_A_THREAD  # a small product is done before a thread has begun
+        threads = max(1, min(cores // settings.training.blas_threads, useful))
+    return int(min(threads, -(-settings.n_shards // n_ranks)))
 
 
 def expected(settings: Settings, problem: Problem, host: Host) -> list[str]:
@@ -49,7 +51,8 @@ def expected(settings: Settings, problem: Problem, host: Host) -> list[str]:
     work = Work(network.widths, rows, batches.n_shards, settings.descent.rule, network.dtype.itemsize)
     here = max(1.0, cores * host.size / ranks)  # of the machine's cores, for ranks that share memory
     now = Ranks(world.size, host.size, here, host.threads, settings.training.overlap)
-    return advice(machine, work, now)
+    one = Ranks(1, 1, cores, _threads(settings, problem, 1, cores))  # as a run of one rank here would be
+    return advice(machine, work, now, one)
 
 
 def _product_seconds() -> float:

@@ -187,19 +187,21 @@ def _hidden(layers: list[Forecast], early: list[tuple[bool, bool]]) -> float:
     return max(0.0, sum(layer.messages for layer in layers) - waits)
 
 
-def best_ranks(machine: Machine, work: Work, ranks: Ranks, alone: Ranks | None = None) -> tuple[Ranks, Forecast]:
-    """Return which of 1, 2, 4 ... and all `ranks` are expected to be fastest; `alone` says how one rank would run."""
+def best_ranks(machine: Machine, work: Work, ranks: Ranks, one: Ranks) -> tuple[Ranks, Forecast]:
+    """Return which of 1, 2, 4 ... and all `ranks` are expected to be fastest; `one` says how one rank would run."""
     some = [n for n in (1 << i for i in range(1, ranks.n.bit_length())) if n < ranks.n] + [ranks.n] * (ranks.n > 1)
-    all_of = [alone or Ranks(1, 1, ranks.cores)]
-    all_of += [ranks._replace(n=n, per_host=min(n, ranks.per_host)) for n in some]
-    return min(((one, step_seconds(machine, work, one)) for one in all_of), key=lambda found: found[1].total)
+    all_of = [one, *(ranks._replace(n=n, per_host=min(n, ranks.per_host)) for n in some)]
+    return min(((who, step_seconds(machine, work, who)) for who in all_of), key=lambda found: found[1].total)
 
 
-def advice(machine: Machine, work: Work, ranks: Ranks, alone: Ranks | None = None) -> list[str]:
-    """Return the lines at a run's start: what its ranks are expected to bring over one, or that fewer were faster."""
+def advice(machine: Machine, work: Work, ranks: Ranks, one: Ranks) -> list[str]:
+    """Return the lines at a run's start: what its ranks are expected to bring over one, or that fewer were faster.
+
+    `one`: how one rank would run, with its threads.
+    """
     if ranks.n == 1:
         return []
-    now, one = step_seconds(machine, work, ranks), alone or Ranks(1, 1, ranks.cores)
+    now = step_seconds(machine, work, ranks)
     best, then = best_ranks(machine, work, ranks, one)
     if now.total <= MORE * then.total:
         gain = step_seconds(machine, work, one).total / now.total

@@ -130,19 +130,21 @@ def test_long_messages_go_in_a_ring():
 
 def test_fewer_ranks_are_found_for_a_small_network_on_many_hosts():
     slow = linked(PLAIN, 1000, 50)
-    assert best_ranks(slow, SMALL, Ranks(8, 1, 8))[0].n == 1
-    assert best_ranks(slow, SMALL, Ranks(8, 4, 8))[0].n < 8
-    best, seconds = best_ranks(PLAIN, LARGE, Ranks(16, 16, 16))
+    assert best_ranks(slow, SMALL, Ranks(8, 1, 8), Ranks(1, 1, 8))[0].n == 1
+    assert best_ranks(slow, SMALL, Ranks(8, 4, 8), Ranks(1, 1, 8))[0].n < 8
+    best, seconds = best_ranks(PLAIN, LARGE, Ranks(16, 16, 16), Ranks(1, 1, 16))
     assert best == Ranks(16, 16, 16)
     assert seconds == step_seconds(PLAIN, LARGE, best)
 
 
 def test_one_rank_is_told_nothing():
-    assert advice(PLAIN, SMALL, Ranks(1, 1, 8)) == []
+    assert advice(PLAIN, SMALL, Ranks(1, 1, 8), Ranks(1, 1, 8)) == []
 
 
 def test_the_line_where_ranks_bring_something():
-    assert advice(PLAIN, MIDDLE, Ranks(2, 2, 2)) == ["expected: 2 ranks 1.8 times as fast as one (about 5.0 ms a step)"]
+    assert advice(PLAIN, MIDDLE, Ranks(2, 2, 2), Ranks(1, 1, 2)) == [
+        "expected: 2 ranks 1.8 times as fast as one (about 5.0 ms a step)"
+    ]
 
 
 def test_the_line_beside_one_rank_of_several_threads():
@@ -153,20 +155,20 @@ def test_the_line_beside_one_rank_of_several_threads():
 
 def test_the_line_where_the_network_is_too_small():
     who = Ranks(4, 4, 4)
-    assert advice(replace(PLAIN, barrier=5e-5), SMALL, who) == [
+    assert advice(replace(PLAIN, barrier=5e-5), SMALL, who, Ranks(1, 1, 4)) == [
         "expected: 4 ranks slower than 1 (0.26 ms a step, one rank 0.07 ms): this network is too small for them. "
         "Start fewer."
     ]
 
 
 def test_the_line_where_ranks_share_cores():
-    assert advice(PLAIN, MIDDLE, Ranks(8, 8, 2)) == [
+    assert advice(PLAIN, MIDDLE, Ranks(8, 8, 2), Ranks(1, 1, 2)) == [
         "expected: 8 ranks slower than 2 (7.5 ms a step, 2 ranks 5.0 ms): those of a host share 2 cores. Start fewer."
     ]
 
 
 def test_the_line_where_the_link_is_too_slow():
-    assert advice(linked(PLAIN, 100, 50), MIDDLE, Ranks(8, 4, 4)) == [
+    assert advice(linked(PLAIN, 100, 50), MIDDLE, Ranks(8, 4, 4), Ranks(1, 1, 4)) == [
         "expected: 8 ranks slower than 4 (89 ms a step, 4 ranks 3.0 ms): the link between their hosts is too slow for "
         "them. Start fewer."
     ]
