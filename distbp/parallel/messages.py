@@ -8,6 +8,7 @@ Element-wise addition gives the same bits for any cut of a vector, so both give 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,8 @@ class Gathered:
         self.all = np.empty((sum(n_nodes), n), dtype)
         self.counts = [k * n for k in n_nodes]
 
-    def total(self, own: Array) -> Array:
-        """Return the sum, (n,), of the nodes of all hosts; `own` holds this one's, (nodes, n). **Collective.**"""
+    def total(self, own: Sequence[Array]) -> Array:
+        """Return the sum, (n,), of the nodes of all hosts; `own` holds this one's, (n,) each. **Collective.**"""
         self.comm.Allgatherv(np.ascontiguousarray(own), [self.all, self.counts])
         for i, j in self.pairs:
             self.all[i] += self.all[j]
@@ -90,8 +91,8 @@ class InParts:
             self.rounds.append((j, self.parts[arrived : arrived + sum(senders)], outgoing, incoming))
             arrived += sum(senders)
 
-    def total(self, own: Array) -> Array:
-        """Return the sum, (n,), of the nodes of all hosts; `own` holds this one's, (nodes, n). **Collective.**"""
+    def total(self, own: Sequence[Array]) -> Array:
+        """Return the sum, (n,), of the nodes of all hosts; `own` holds this one's, (n,) each. **Collective.**"""
         for j, into, outgoing, incoming in self.rounds:
             sent = np.ascontiguousarray(own[j]) if j < len(own) else self.sum[:0]
             self.comm.Alltoallv([sent, outgoing], [into, incoming])

@@ -185,8 +185,9 @@ class Sum:
         per_host = [complete_nodes(of.start, of.stop, n_shards) for of in host.shards_of_hosts(n_shards)]
         roots = per_host[host.number]
         self.pairs = [pair for root in roots for pair in additions(leaves, root)]  # that the host adds up
-        self.roots = [[start for start, _ in leaves].index(start) for start, _ in roots]  # where they end
+        ends = [[start for start, _ in leaves].index(start) for start, _ in roots]
         self.part = slice(own[0].at, own[-1].at + own[-1].size) if own else slice(0, 0)
+        self.sent = [nodes[end, self.part] for end in ends]
         self.transport = None
         if host.across:
             pairs = additions([node for of_host in per_host for node in of_host])
@@ -214,7 +215,7 @@ class Sum:
             into = self.nodes[i, self.part]
             into += self.nodes[j, self.part]
         if self.transport:
-            self.nodes[0, self.part] = self.transport.total(self.nodes[self.roots, self.part])
+            self.nodes[0, self.part] = self.transport.total(self.sent)
 
     def gradient(self, tile: Tile, scratch: Array) -> Array:
         """Return the gradient sum of an own tile, (size,): W, then b. **Local**, after `send`."""
