@@ -14,6 +14,7 @@ STACS 1996, section 2 (multiply, add, keep the highest bits).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from distbp import keys
 
 ROUNDS = 10
+POSITIONS = 65536  # computed at once; a batch's few rows alone would cost more in calls than in work
 Rows = NDArray[np.int64]
 
 
@@ -73,3 +75,48 @@ def permuted(of_keys: NDArray[np.uint64], positions: Rows, n: Rows, most: int) -
         outside = outside[x >= n[g]]
     result *= valid
     return result.astype(np.int64)
+
+
+class Order:
+    """The order of the training rows of some shards.
+
+    Parameters
+    ----------
+    seed, shards
+        Which order, and of which shards.
+    counts
+        Rows of each of them.
+    most
+        Rows of the largest shard of all.
+    """
+
+    def __init__(self, seed: int, shards: range, counts: Sequence[int], most: int) -> None:
+        self.seed, self.shards, self.n, self.most = seed, shards, np.array(counts, np.int64), most
+        self.length = min(max(1, POSITIONS // len(shards)), most)  # positions of a window, in each shard
+        self.epochs = max(1, POSITIONS // (len(shards) * most))  # and epochs, where shards are small
+        self._window: tuple[int, int] = (-1, -1)  # first epoch, first position
+        self._rows = np.empty((0, 0, 0), np.int64)  # (epochs, shards, positions)
+
+    def rows(self, epoch: int, start: int, stop: int) -> Rows:
+        """Return which rows of each shard stand at positions `start` ... `stop` - 1 of an epoch, (shards, positions).
+
+        Rows are numbered from 0 in their shard. A position that a shard has not gives 0.
+        """
+        firsts = range(start - start % self.length, stop, self.length)
+        windows = [self._of_window(epoch, first) for first in firsts]
+        skip = start % self.length
+        return np.concatenate(windows or [self._rows[:0].reshape(len(self.n), 0)], 1)[:, skip : skip + stop - start]
+
+    def _of_window(self, epoch: int, first: int) -> Rows:
+        """Return the rows of each shard at `first` and the positions after it, as many as a window holds."""
+        first_epoch = epoch - epoch % self.epochs
+        if self._window != (first_epoch, first):
+            epochs = range(first_epoch, first_epoch + self.epochs)
+            of_keys = [keys.key(keys.ORDER, self.seed, e, shard) for e in epochs for shard in self.shards]
+            positions = np.arange(first, min(first + self.length, self.most))
+            n = np.tile(self.n, self.epochs)
+            found = permuted(np.array(of_keys, np.uint64), positions, n, self.most)
+            self._rows = found.reshape(self.epochs, len(self.n), -1)
+            self._window = (first_epoch, first)
+        rows: Rows = self._rows[epoch - first_epoch]
+        return rows

@@ -6,67 +6,19 @@ A window holds as many steps of an epoch as fit in WINDOW bytes, at least one. R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distbp import keys
-from distbp.data.order import Rows, permuted
+from distbp.data.order import Order
 from distbp.data.part import Part
 from distbp.data.shards import Batches
 
 Array = NDArray[Any]
 WINDOW = 1 << 20  # bytes of x over all shards
 SMALL = 1 << 15  # bytes of a rank's x of one step, that are gathered for several steps with one call
-POSITIONS = 65536  # computed at once; a batch's few rows alone would cost more in calls than in work
-
-
-class Order:
-    """The order of the training rows of some shards.
-
-    Parameters
-    ----------
-    seed, shards
-        Which order, and of which shards.
-    counts
-        Rows of each of them.
-    most
-        Rows of the largest shard of all.
-    """
-
-    def __init__(self, seed: int, shards: range, counts: Sequence[int], most: int) -> None:
-        self.seed, self.shards, self.n, self.most = seed, shards, np.array(counts, np.int64), most
-        self.length = min(max(1, POSITIONS // len(shards)), most)  # positions of a window, in each shard
-        self.epochs = max(1, POSITIONS // (len(shards) * most))  # and epochs, where shards are small
-        self._window: tuple[int, int] = (-1, -1)  # first epoch, first position
-        self._rows = np.empty((0, 0, 0), np.int64)  # (epochs, shards, positions)
-
-    def rows(self, epoch: int, start: int, stop: int) -> Rows:
-        """Return which rows of each shard stand at positions `start` ... `stop` - 1 of an epoch, (shards, positions).
-
-        Rows are numbered from 0 in their shard. A position that a shard has not gives 0.
-        """
-        firsts = range(start - start % self.length, stop, self.length)
-        windows = [self._of_window(epoch, first) for first in firsts]
-        skip = start % self.length
-        return np.concatenate(windows or [self._rows[:0].reshape(len(self.n), 0)], 1)[:, skip : skip + stop - start]
-
-    def _of_window(self, epoch: int, first: int) -> Rows:
-        """Return the rows of each shard at `first` and the positions after it, as many as a window holds."""
-        first_epoch = epoch - epoch % self.epochs
-        if self._window != (first_epoch, first):
-            epochs = range(first_epoch, first_epoch + self.epochs)
-            of_keys = [keys.key(keys.ORDER, self.seed, e, shard) for e in epochs for shard in self.shards]
-            positions = np.arange(first, min(first + self.length, self.most))
-            n = np.tile(self.n, self.epochs)
-            found = permuted(np.array(of_keys, np.uint64), positions, n, self.most)
-            self._rows = found.reshape(self.epochs, len(self.n), -1)
-            self._window = (first_epoch, first)
-        rows: Rows = self._rows[epoch - first_epoch]
-        return rows
 
 
 class Window(NamedTuple):

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distbp import keys
-from distbp.data import scaling, shards, windows
-from distbp.data.order import permuted
+from distbp.data import scaling, shards
+from distbp.data.order import POSITIONS, Order, permuted
 from distbp.data.scaling import BLOCK, Scaling, merge, statistics
 from distbp.data.shards import Batches, bounds
-from distbp.data.windows import POSITIONS, Order
 from distbp.parallel.tree import fold_shards
 from distbp.parallel.world import shards_of
 
@@ -116,7 +115,7 @@ def test_permutations_found_together_are_those_found_alone(n, spare, seed, data)
 @given(n=st.integers(0, 200), data=st.data())
 def test_a_window_does_not_change_the_rows(n, data):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "POSITIONS", data.draw(st.integers(1, 64)))
+        patch.setattr("distbp.data.order.POSITIONS", data.draw(st.integers(1, 64)))
         order = order_of(3, 1, n)
         for _ in range(6):
             epoch = data.draw(st.integers(0, 2))
@@ -159,7 +158,7 @@ def test_the_order_of_a_shard_depends_neither_on_the_shards_held_nor_on_the_wind
 
     def held(shards, window):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(windows, "POSITIONS", window)
+            patch.setattr("distbp.data.order.POSITIONS", window)
             return Order(7, shards, n[shards.start : shards.stop], most)
 
     first = data.draw(st.integers(0, n_shards - 1))

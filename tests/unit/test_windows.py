@@ -7,7 +7,7 @@ import pytest
 from steppers import make_stepper
 
 from distbp.data import windows
-from distbp.data.windows import Order
+from distbp.data.order import Order
 
 
 def table(rows=203, batch=64, memory=64, task="classification", **data):
