@@ -18,9 +18,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from distbp.kinds import extra, to_toml_value
 from distbp.marks import mark
 from distbp.options import unknown
-from distbp.settings import SECTIONS, extra, to_toml_value
+from distbp.settings import SECTIONS
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 

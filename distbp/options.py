@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distbp.settings import COSTS, SECTIONS, Section, Settings, extra, known_keys, to_toml_value
+from distbp.kinds import Section, extra, to_toml_value
+from distbp.settings import COSTS, SECTIONS, Settings, known_keys
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

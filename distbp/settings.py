@@ -6,13 +6,25 @@ The table below is the only list of settings: the checks and their messages (opt
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
+
+from distbp.kinds import (
+    Activation,
+    Count,
+    Every,
+    Number,
+    Part,
+    Section,
+    Widths,
+    extra,
+    key,
+    not_bool,
+    to_toml_value,
+)
 
 COSTS = {  # that fit a task; "auto" is the first
     "classification": ("cross_entropy", "quadratic", "absolute", "huber"),
@@ -23,50 +35,6 @@ RESUMABLE = ("data.source", "data.validation", "data.test", "data.target", "data
              "training.steps", "training.minutes", "training.patience", "training.model", "training.check_every",
              "training.threads", "training.shared_memory", "training.overlap", "checkpoint.every",
              "checkpoint.keep")  # fmt: skip
-
-
-def key(default: Any, expected: str, meaning: str, unit: str = "", **limits: Any) -> Any:
-    """A setting: its default, what is allowed (used in the error message), its meaning and its unit."""
-    extra: dict[str, Any] = {"expected": expected, "unit": unit}
-    return Field(default, description=meaning, json_schema_extra=extra, **limits)
-
-
-def _whole_numbers(value: Any) -> Any:
-    """Let ``64,32`` on the command line mean ``[64, 32]``, and one number a list of one."""
-    if isinstance(value, str):
-        return [part for part in re.split(r"[,\s]+", value.strip("[] ")) if part]
-    return [value] if isinstance(value, int) else value
-
-
-def _not_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number, not true or false")
-    return value
-
-
-def _every(value: Any) -> Any:
-    """Bring ``10`` and ``10 epoch`` to ``10 epochs``."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value))
-    if not match:
-        raise ValueError("not a count and a unit")
-    count, unit = match[1], match[2].rstrip("s") or "epoch"
-    if unit not in ("step", "epoch", "minute") or float(count) <= 0 or (unit != "minute" and "." in count):
-        raise ValueError("not a count and a unit")
-    return f"{count} {unit}s"
-
-
-Number = Annotated[float, BeforeValidator(_not_bool)]
-Count = Annotated[int, BeforeValidator(_not_bool)]
-Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_whole_numbers)]
-Every = Annotated[str, BeforeValidator(_every)]
-Part = Annotated[Annotated[float, Field(ge=0, lt=1)] | str, BeforeValidator(_not_bool)]
-Activation = Literal["sigmoid", "tanh", "relu", "leaky_relu", "gelu", "softplus", "identity", "softmax"]
-
-
-class Section(BaseModel):
-    """One section of the settings: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Data(Section):
@@ -103,13 +71,13 @@ class Data(Section):
         "a fraction from 0 up to, not including, 1, or a path",
         "Test part, used once at the end: as data.validation.",
     )
-    batch_size: Annotated[Annotated[int, Field(gt=0)] | Literal["all"], BeforeValidator(_not_bool)] = key(
+    batch_size: Annotated[Annotated[int, Field(gt=0)] | Literal["all"], BeforeValidator(not_bool)] = key(
         64,
         'a whole number > 0 or "all"',
         "Rows of one step over all ranks; a multiple of data.shards. all: every training row (full batch).",
         "rows",
     )
-    shards: Annotated[Annotated[int, Field(gt=0)] | Literal["auto"], BeforeValidator(_not_bool)] = key(
+    shards: Annotated[Annotated[int, Field(gt=0)] | Literal["auto"], BeforeValidator(not_bool)] = key(
         "auto",
         'a whole number > 0 or "auto"',
         "Fixed slices of the data that the ranks share out; the result depends on them, never on the ranks. auto: 8, "
@@ -282,7 +250,7 @@ class Training(Section):
     blas_threads: Count = key(
         1, "a whole number > 0", "BLAS threads of each rank; the bits depend on it.", "threads", gt=0
     )
-    threads: Annotated[Annotated[int, Field(gt=0)] | Literal["auto"], BeforeValidator(_not_bool)] = key(
+    threads: Annotated[Annotated[int, Field(gt=0)] | Literal["auto"], BeforeValidator(not_bool)] = key(
         "auto",
         'a whole number > 0 or "auto"',
         "Threads of each rank, over its shards. auto: the cores that the rank may use divided by the ranks of its "
@@ -389,11 +357,6 @@ SECTIONS: dict[str, type[Section]] = {
 }  # fmt: skip
 
 
-def extra(field: FieldInfo) -> dict[str, Any]:
-    """Return what `key` was told beside the default: ``expected`` and ``unit``."""
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-
-
 def entries(settings: Settings) -> Iterator[tuple[str, str, FieldInfo, Any]]:
     """Yield (section, key, field, value) of every setting, in the order of the table."""
     for section, model in SECTIONS.items():
@@ -404,10 +367,3 @@ def entries(settings: Settings) -> Iterator[tuple[str, str, FieldInfo, Any]]:
 def known_keys() -> list[tuple[str, str]]:
     """Return every (section, key)."""
     return [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
-
-
-def to_toml_value(value: Any) -> str:
-    """Return a setting's value as TOML writes it."""
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(str, value)) + "]"
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -6,7 +6,8 @@ import tomllib
 import pytest
 from commands import LONG, SMALL, wait_for
 
-from distbp.settings import SECTIONS, extra, known_keys
+from distbp.kinds import extra
+from distbp.settings import SECTIONS, known_keys
 
 # One wrong value for every setting. What is expected is in the settings' own table, except where it is pinned below.
 WRONG = {
