@@ -15,13 +15,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from peers.processes import ChildError, child, mpirun
 
 FEATURES, BATCH, WIDTHS = 784, 256, "512,256"
 GROUP = Path("/sys/fs/cgroup/memory/distbp-reading")
@@ -41,7 +41,7 @@ def write_rows(path: Path, n_bytes: int) -> int:
 def rows_per_second(source: Path, memory_mib: int, ranks: int, epochs: int, limit: int = 0) -> list[float]:
     """Train and return the rows/s of each epoch but the first; `limit`: bytes of memory for file and processes."""
     with tempfile.TemporaryDirectory() as runs:
-        start = [str(Path(sys.executable).with_name("mpirun")), "-n", str(ranks)] if ranks > 1 else []
+        start = mpirun(ranks) if ranks > 1 else []
         command = [*start, sys.executable, "-m", "distbp.train", "--quiet", "--runs", runs, "--name", "run"]
         settings = {
             "data.source": source, "data.task": "regression", "data.validation": 0, "data.scaling": "none",
@@ -50,14 +50,14 @@ def rows_per_second(source: Path, memory_mib: int, ranks: int, epochs: int, limi
             "training.model": "last", "checkpoint.every": "1000000 steps",
         }  # fmt: skip
         command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        subprocess.run(["sync"], check=True)
+        os.sync()
         Path("/proc/sys/vm/drop_caches").write_text("3")
         if limit:
             GROUP.mkdir(exist_ok=True)
             (GROUP / "memory.limit_in_bytes").write_text(str(limit))
-        enter = (lambda: (GROUP / "cgroup.procs").write_text(str(os.getpid()))) if limit else None
+            command = ["sh", "-c", f'echo $$ >{GROUP}/cgroup.procs && exec "$@"', "sh", *command]  # enters it first
         try:
-            subprocess.run(command, check=True, preexec_fn=enter)
+            child(command)
         finally:
             if limit:
                 GROUP.rmdir()
@@ -78,7 +78,7 @@ def main() -> int:
         print("reading: expected root and a memory control group of version 1, got none. Skipped.", file=sys.stderr)
         return 0
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        source, n_bytes = Path(folder, "rows.npy"), given.mib << 20
+        source, n_bytes = Path(folder, "rows.npy").resolve(), given.mib << 20
         print(f"writing {given.mib:,} MiB", flush=True)
         n_rows = write_rows(source, n_bytes)
         inside = rows_per_second(source, 2 * given.mib, given.ranks, given.epochs)
@@ -91,4 +91,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ChildError as error:
+        sys.exit(f"reading: {error}")
