@@ -87,10 +87,11 @@ def open_world() -> World:
         ) from None
     comm = MPI.COMM_WORLD
     if comm.size == 1 and size > 1:
-        library = MPI.Get_library_version().split("\n")[0].split(",")[0]
+        library = " ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].split())
+        srun = "pmix" if library.startswith("Open MPI") else "pmi2"  # MPICH, Intel MPI and their kin speak pmi2
         raise AgreedValueError(
             f"{variable}: expected {size} processes in one MPI world, got {size} worlds of size 1. "
-            f"mpi4py loads {library}: start it with that library's own mpirun (or srun --mpi=...)."
+            f"mpi4py loads {library}: start it with that library's own mpirun, or with srun --mpi={srun}."
         )
     return _joined()
 

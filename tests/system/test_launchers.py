@@ -24,7 +24,8 @@ def test_processes_in_worlds_of_their_own_are_refused(here, size):
     assert message.startswith(
         f"distbp: {size}: expected 2 processes in one MPI world, got 2 worlds of size 1. mpi4py loads "
     )
-    assert message.endswith(": start it with that library's own mpirun (or srun --mpi=...).\n")
+    srun = "pmix" if is_open_mpi() else "pmi2"
+    assert message.endswith(f": start it with that library's own mpirun, or with srun --mpi={srun}.\n")
     assert message.count("\n") == 1
     assert "distbp: " not in second.err
     assert not (here.path / "runs").exists()
