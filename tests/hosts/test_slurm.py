@@ -1,0 +1,253 @@
+"""launch/slurm.sbatch, as it is, on a real Slurm with two nodes: the same bits, whatever happens to the job."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from other_mpi import ROOT, python_of
+from slurm_cluster import PACKAGES, Cluster, cluster, missing, wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=missing())]
+SCRIPT = ROOT / "launch" / "slurm.sbatch"
+MPIS = ("mpich", "openmpi")
+
+# The model is that of the last step, so that every step counts for the bits.
+SETTINGS = """\
+[data]
+source = "synthetic"
+rows = 1000
+features = 16
+outputs = 4
+[network]
+widths = [32, 16]
+dropout = 0.1
+[descent]
+rule = "adam"
+learning_rate = {rate}
+[training]
+epochs = {epochs}
+model = "last"
+[checkpoint]
+every = "200 epochs"
+"""
+
+
+class Work:
+    """A folder that jobs are submitted from, and the cluster they run on."""
+
+    def __init__(self, slurm: Cluster, path: Path) -> None:
+        self.slurm, self.path = slurm, path
+        self.known: dict[str, str] = {}
+        for name, rate, epochs in (
+            ("short", 0.002, 150),
+            ("other", 0.003, 150),
+            ("long", 0.002, 1500),
+            ("endless", 0.002, 1_000_000),
+        ):
+            (path / f"{name}.toml").write_text(SETTINGS.format(rate=rate, epochs=epochs))
+
+    def submit(self, *words: object, mpi: str = "mpich", options: tuple[str, ...] = ("--time=10",)) -> str:
+        """Submit the script with these arguments, for this MPI; return the job's number."""
+        return self.slurm.sbatch(*options, SCRIPT, *words, cwd=self.path, env={"DISTBP_PYTHON": python_of(mpi)})
+
+    def bits(self, run: str) -> str:
+        """Return the SHA-256 of a run's model."""
+        return hashlib.sha256((self.path / "runs" / run / "model.safetensors").read_bytes()).hexdigest()
+
+    def one(self, settings: str) -> str:
+        """Return the SHA-256 that one process without Slurm gives."""
+        if settings not in self.known:
+            command = [sys.executable, "-m", "distbp.train", f"{settings}.toml", "--name", f"one-{settings}", "--quiet"]
+            subprocess.run(command, cwd=self.path, check=True, timeout=120)
+            self.known[settings] = self.bits(f"one-{settings}")
+        return self.known[settings]
+
+    def out(self, job: str) -> str:
+        """Return what a job has printed: where Slurm users look, in the folder it was submitted from."""
+        path = self.path / f"distbp-{job}.out"
+        return path.read_text() if path.exists() else ""
+
+    def trains(self, job: str) -> None:
+        """Wait until a job's run has taken some epochs."""
+        journal = self.path / "runs" / f"distbp-{job}" / "journal.jsonl"
+        wait_for(lambda: journal.exists() and journal.read_text().count("\n") > 3, "epochs", lambda: self.out(job))
+
+    def done(self, job: str) -> dict[str, str]:
+        """Wait for a job's end; it must be a good one."""
+        try:
+            ended = self.slurm.wait(job, limit=120)
+        except AssertionError:
+            self.slurm.command("scancel", "--signal=KILL", "--full", job)  # or it disturbs the tests after this one
+            raise
+        assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), self.out(job)
+        return ended
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
+    """Return the cluster, and a folder to submit from."""
+    for slurm in cluster():
+        yield Work(slurm, tmp_path_factory.mktemp("slurm"))
+
+
+def needs_plugin(work: Work, mpi: str) -> None:
+    """Skip where srun cannot start ranks of this MPI."""
+    plugin = {"mpich": "pmi2", "openmpi": "pmix"}[mpi]
+    if plugin not in work.slurm.command("srun", "--mpi=list").split():
+        pytest.skip(f"srun does not offer --mpi={plugin}: apt-get install {PACKAGES}")
+
+
+@pytest.mark.parametrize("mpi", MPIS)
+def test_two_nodes_give_the_bits_of_one_process(work, mpi):
+    needs_plugin(work, mpi)
+    job = work.submit("short.toml", mpi=mpi)
+    work.done(job)
+    assert f"srun --mpi={'pmix' if mpi == 'openmpi' else 'pmi2'} " in work.out(job)
+    assert ": 2 ranks on 1 host, " in work.out(job)  # Slurm's two nodes are one machine with one name
+    assert "--training.threads 1" in work.out(job)
+    assert work.bits(f"distbp-{job}") == work.one("short")
+
+
+@pytest.mark.parametrize("mpi", MPIS)
+def test_mpirun_in_a_job_gives_the_same_bits(work, mpi):
+    python = python_of(mpi)
+    wrap = f"{python} -m distbp.launch --starter mpirun -- short.toml --name mpirun-{mpi}"
+    job = work.slurm.sbatch(
+        "--nodes=2", "--ntasks=2", "--time=10", "--output=distbp-%j.out", f"--wrap={wrap}", cwd=work.path
+    )
+    work.done(job)
+    assert ": 2 ranks on 1 host, " in work.out(job)
+    assert work.bits(f"mpirun-{mpi}") == work.one("short")
+
+
+def test_threads_come_from_cpus_per_task(work):
+    job = work.submit("short.toml", options=("--time=10", "--nodes=1", "--cpus-per-task=2"))
+    work.done(job)
+    assert "--training.threads 2" in work.out(job)
+    assert work.bits(f"distbp-{job}") == work.one("short")
+
+
+def test_an_array_job_trains_a_settings_file_a_task(work):
+    job = work.submit("short.toml", "other.toml", options=("--time=10", "--array=1-3"))
+    states = {task: work.slurm.wait(f"{job}_{task}", limit=120) for task in (1, 2, 3)}
+    assert [states[task]["ExitCode"] for task in states] == ["0:0", "0:0", "2:0"]
+    assert work.bits(f"distbp-{job}_1") == work.one("short")
+    assert work.bits(f"distbp-{job}_2") == work.one("other")
+    assert work.out(states[3]["JobId"]) == (
+        "launch/slurm.sbatch: SLURM_ARRAY_TASK_ID: expected 1 to 2, as many as settings files, got 3. "
+        "Submit with --array=1-2.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a.toml", "b.toml"), "settings: expected one file, got 2. For several submit an array job: sbatch --array=1-2 ..."),
+        (("a.toml", "--name", "x"), "--name: expected the job's name and folder to say it, got an option. Use sbatch --job-name=, --chdir=."),
+    ],
+)  # fmt: skip
+def test_what_the_script_refuses(work, words, message):
+    job = work.submit(*words)
+    assert work.slurm.wait(job)["ExitCode"] == "2:0"
+    assert work.out(job) == f"launch/slurm.sbatch: {message}\n"
+
+
+def test_outside_a_job_the_script_says_how_to_start_it():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    done = subprocess.run(["bash", SCRIPT], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"launch/slurm.sbatch: SLURM_JOB_ID: expected to run in a job, got none. Start it with: sbatch {SCRIPT} my.toml\n"
+    )
+
+
+@pytest.mark.parametrize(("mpi", "wrong"), [("mpich", "none"), ("openmpi", "none"), ("openmpi", "pmi2")])
+def test_a_wrong_mpi_of_srun_is_refused_by_name(work, mpi, wrong):
+    command = [
+        "srun",
+        f"--mpi={wrong}",
+        "--nodes=2",
+        "--ntasks=2",
+        python_of(mpi),
+        "-m",
+        "distbp.train",
+        "short.toml",
+        "--name",
+        f"wrong-{mpi}-{wrong}",
+    ]
+    done = subprocess.run(
+        command, cwd=work.path, env=work.slurm.environment, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    message = next(line for line in done.stderr.splitlines() if line.startswith("distbp: "))
+    assert ": expected 2 processes in one MPI world, got 2 worlds of size 1. mpi4py loads " in message
+    assert message.endswith(f"with srun --mpi={'pmix' if mpi == 'openmpi' else 'pmi2'}.")
+    assert not (work.path / "runs" / f"wrong-{mpi}-{wrong}").exists()
+
+
+def test_the_time_limit_saves_and_queues_again(work):
+    """Slurm looks every 30 s and is up to 30 s early: with these options it asks the run to stop after 5 to 36 s."""
+    job = work.submit("endless.toml", options=("--time=1", "--signal=B:USR1@25", "--nodes=1"))
+    try:
+        wait_for(lambda: "\nresumed after step " in work.out(job), "the job to go on", lambda: work.out(job), 90)
+        assert "\nstopped by SIGUSR1 after step " in work.out(job)
+        assert work.slurm.job(job)["Restarts"] == "1"
+    finally:
+        work.slurm.command("scancel", job)
+    assert work.slurm.wait(job)["JobState"] == "CANCELLED"
+
+
+@pytest.mark.parametrize("mpi", MPIS)
+def test_a_signal_saves_and_queues_again_to_the_same_bits(work, mpi):
+    needs_plugin(work, mpi)
+    job = work.submit("long.toml", mpi=mpi)
+    work.trains(job)
+    work.slurm.command("scancel", "--signal=USR1", "--batch", job)
+    assert work.done(job)["Restarts"] == "1"
+    assert work.out(job).count("\nstopped by SIGUSR1 after step ") == 1
+    assert work.out(job).count("\nlaunch/slurm.sbatch: queued again\n") == 1
+    assert work.out(job).count("\nresumed after step ") == 1
+    assert work.bits(f"distbp-{job}") == work.one("long")
+
+
+def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(work):
+    job = work.submit("long.toml")
+    work.trains(job)
+    higher = work.slurm.sbatch(
+        "--partition=high", "--nodes=2", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=true", cwd=work.path
+    )
+    work.done(higher)
+    assert work.done(job)["Restarts"] == "1"
+    assert work.out(job).count("\nstopped by SIGTERM after step ") == 1
+    assert work.out(job).count("\nresumed after step ") == 1
+    assert work.bits(f"distbp-{job}") == work.one("long")
+
+
+def test_a_killed_rank_is_started_again_within_the_job(work):
+    job = work.submit("long.toml")
+    work.trains(job)
+    ranks = work.slurm.processes(SLURM_JOB_ID=job, SLURM_PROCID=1, PMI_RANK=1)
+    assert len(ranks) == 1
+    os.kill(ranks[0], 9)
+    assert work.done(job)["Restarts"] == "0"  # Slurm's own; the launcher's are in the output
+    assert "task 1: Killed" in work.out(job)
+    assert "Restart 1 of 3 " in work.out(job)
+    assert work.bits(f"distbp-{job}") == work.one("long")
+
+
+def test_a_cancelled_job_saves_stays_away_and_can_be_gone_on_with(work):
+    job = work.submit("long.toml")
+    work.trains(job)
+    work.slurm.command("scancel", job)
+    assert work.slurm.wait(job, "CANCELLED")["Restarts"] == "0"
+    assert "\nstopped by SIGTERM after step " in work.out(job)
+    again = work.submit("--resume", f"runs/distbp-{job}")
+    work.done(again)
+    assert work.slurm.job(job)["JobState"] == "CANCELLED"
+    assert work.bits(f"distbp-{job}") == work.one("long")
