@@ -31,10 +31,10 @@ COSTS = {  # that fit a task; "auto" is the first
     "labels": ("binary_cross_entropy", "quadratic"),
     "regression": ("quadratic", "absolute", "huber"),
 }
-RESUMABLE = ("data.source", "data.validation", "data.test", "data.target", "data.memory", "training.epochs",
-             "training.steps", "training.minutes", "training.patience", "training.model", "training.check_every",
-             "training.threads", "training.shared_memory", "training.overlap", "checkpoint.every",
-             "checkpoint.keep")  # fmt: skip
+RESUMABLE = ("data.source", "data.validation", "data.test", "data.target", "data.memory", "data.share",
+             "training.epochs", "training.steps", "training.minutes", "training.patience", "training.model",
+             "training.check_every", "training.threads", "training.shared_memory", "training.overlap",
+             "checkpoint.every", "checkpoint.keep")  # fmt: skip
 
 
 class Data(Section):
@@ -114,6 +114,13 @@ class Data(Section):
         "beyond it they are read where they lie, batch by batch.",
         "MiB",
         ge=0,
+    )
+    share: Literal["read", "send"] = key(
+        "read",
+        "read or send",
+        "How the rows of files reach the ranks. read: each rank reads those of its own shards. send: rank 0 reads all, "
+        "for files that its host alone has, and sends the others theirs, a few MiB at a time; these keep them decoded "
+        "in memory, whatever data.memory, and at the start also as they are in the file. The bits do not depend on it.",
     )
     rows: Count = key(10_000, "a whole number > 0", "synthetic: rows.", "rows", gt=0)
     features: Count = key(64, "a whole number > 0", "synthetic: features.", gt=0)

@@ -7,8 +7,10 @@ image) is flattened. In a .npy of two axes the target may be one of the columns.
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +114,26 @@ class ArraySource:
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return features and targets of some rows; see `Source.read`. **Local.**"""
-        x = self._x.take(rows).reshape(len(rows), math.prod(self._x.shape[1:]))
+        return self._decoded(rows, self._x.take(rows), self._y.take(rows) if self._y else None)
+
+    def pieces(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Yield what `read` returns, for one array of rows after the other; see `Source.pieces`. **Local.**"""
+        numbers, of_x, of_y = itertools.tee(wanted, 3)
+        ys = self._y.takes(of_y) if self._y else (None for _ in of_y)
+        for rows, x, y in zip(numbers, self._x.takes(of_x), ys, strict=True):  # strict: each is passed to its end
+            yield self._decoded(rows, x, y)
+
+    def _decoded(
+        self, rows: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any] | None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return features and targets from what is stored of some rows."""
+        x = x.reshape(len(rows), math.prod(self._x.shape[1:]))
         if self._column is not None:
             x = np.delete(x, self._column, axis=1)
         kind = np.dtype(np.uint8) if x.dtype.kind == "b" else x.dtype.newbyteorder("=")
         x = np.ascontiguousarray(x, np.float64 if kind.itemsize > 8 else kind)
-        if self._y is None:
+        if y is None:
             return x, np.empty((len(rows), 0))
-        y = self._y.take(rows)
         if self.task == "classification":
             values, first, inverse = np.unique(y.reshape(-1), return_index=True, return_inverse=True)
             indices = [
@@ -182,7 +196,8 @@ def open_npy(path: str, data: Data, cost: str, like: Shape | None, target: bool)
             "Give the targets in a second .npy with data.target = PATH."
         )
     column = _column(path, data.target, x.shape[1])
-    y = stored.Mapped(path, x.array[:, column]) if target else None
+    start = x.start + column * x.array.strides[1]
+    y = stored.Mapped(path, x.array[:, column], x.memory, start) if target else None
     return ArraySource(path, x, y, data, cost, like, column)
 
 

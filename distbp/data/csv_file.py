@@ -13,7 +13,7 @@ import difflib
 import gzip
 import re
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, TextIO
 
 import numpy as np
@@ -213,14 +213,24 @@ class CsvFile:
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return features (float64) and targets of some rows, which must ascend; see `Source.read`. **Local.**"""
+        return next(self.pieces([rows]))
+
+    def pieces(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Yield what `read` returns, for one array of rows after the other; see `Source.pieces`. **Local.**"""
+        records = enumerate(self._records(header=False))
+        for rows in wanted:
+            yield self._take(records, rows)
+
+    def _take(
+        self, records: Iterator[tuple[int, tuple[int, list[str]]]], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return features and targets of some rows, none of which has been passed yet."""
         x = np.empty((len(rows), self.n_features))
         y: NDArray[Any] = np.empty(len(rows), np.int64)
         if self.task != "classification" or not self._targets:
             y = np.empty((len(rows), len(self._targets)))
         columns, at, wanted = self._columns, 0, rows.tolist()
-        for row, (line, fields) in enumerate(self._records(header=False)):
-            if at == len(wanted):
-                break
+        for row, (line, fields) in records if wanted else ():
             if row != wanted[at]:
                 continue
             try:
@@ -234,6 +244,8 @@ class CsvFile:
             if self._targets:
                 y[at] = self._target(fields, line)
             at += 1
+            if at == len(wanted):
+                break
         if at < len(wanted):
             raise ValueError(
                 f"{self.name}: expected {self.n_rows} rows, as when it was opened, got fewer. "

@@ -20,7 +20,7 @@ from distbp.data.source import Source
 Array = NDArray[Any]
 
 
-class Kept:
+class Kept(Source):
     """A source's rows, read once and kept as they are: for formats that are read from their beginning."""
 
     again = True
@@ -28,7 +28,7 @@ class Kept:
     def __init__(self, source: Source, rows: NDArray[np.int64]) -> None:
         self.name, self.n_rows, self.n_features = source.name, source.n_rows, source.n_features
         self.feature_names, self.classes = source.feature_names, source.classes
-        self.task, self.n_outputs, self.place = source.task, source.n_outputs, source.place
+        self.task, self.n_outputs, self._place = source.task, source.n_outputs, source.place
         self._rows = rows
         self._x, self._y = source.read(rows)
 
@@ -36,6 +36,10 @@ class Kept:
         """Return x and y of rows that are kept, in any order."""
         found = np.searchsorted(self._rows, rows)
         return self._x[found], self._y[found]
+
+    def place(self, row: int, column: int | None) -> str:
+        """Return how to name one feature of a row, or its target (None), to the user."""
+        return self._place(row, column)
 
 
 def blocks(share: Share, own_shard: int) -> Iterator[NDArray[np.int64]]:

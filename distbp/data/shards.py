@@ -8,7 +8,7 @@ run's position are all arithmetic; only the last step of an epoch may find fewer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,6 +80,25 @@ def shares(
         starts = [bounds(int(totals[p]), n_shards, s)[0] - first for s in own] + [last - first]
         result.append(Share(np.concatenate(found[p] or [np.empty(0, np.int64)]), starts, int(totals[p])))
     return result[0], result[1], result[2]
+
+
+def holders(
+    n_rows: int, seed: int, fractions: tuple[float, float], n_shards: int, parts: Collection[int]
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield (first row, the shard that holds each row) for pieces of the file; -1 for a row of none of `parts`.
+
+    It says of every row what `shares` says of the rows of some shards, in the memory of one piece. **Local.**
+    """
+    totals = np.sum([np.bincount(part, minlength=3) for _, part in _parts(n_rows, seed, fractions)], axis=0)
+    starts = {p: [bounds(int(totals[p]), n_shards, s)[0] for s in range(n_shards)] for p in parts}
+    passed = dict.fromkeys(parts, 0)
+    for first, part in _parts(n_rows, seed, fractions):
+        shard = np.full(part.size, -1)
+        for p in parts:
+            rows = np.flatnonzero(part == p)
+            shard[rows] = np.searchsorted(starts[p], np.arange(passed[p], passed[p] + rows.size), side="right") - 1
+            passed[p] += rows.size
+        yield first, shard
 
 
 def _parts(n_rows: int, seed: int, fractions: tuple[float, float]) -> Iterator[tuple[int, NDArray[np.int8]]]:

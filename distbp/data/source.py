@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -71,6 +72,15 @@ class Source(Protocol):
         ValueError
             A value that cannot be used, with its place.
         """
+
+    def pieces(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Yield what `read` returns, for one array of rows after the other. **Local.**
+
+        The rows ascend from each array to the next, so that one pass over a file is enough for all of them. An array
+        of no rows costs nothing.
+        """
+        for rows in wanted:
+            yield self.read(rows)
 
     def place(self, row: int, column: int | None) -> str:
         """Return how to name one feature of a row, or its target (None), to the user."""

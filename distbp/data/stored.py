@@ -17,7 +17,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -54,6 +54,9 @@ class Stored(Protocol):
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return some rows, (m, ...); ascending ones only where `again` is False."""
 
+    def takes(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[Any]]:
+        """Yield what `take` returns, for one array of rows after the other: they ascend over one pass."""
+
     def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield the number of a first row and the rows from there, of an array of one column."""
 
@@ -88,11 +91,23 @@ class Mapped:
             start = first * mmap.PAGESIZE
             self.memory.madvise(mmap.MADV_WILLNEED, start, min((last + 1) * mmap.PAGESIZE, len(self.memory)) - start)
 
+    def takes(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[Any]]:
+        """Yield what `take` returns, for one array of rows after the other; what was passed leaves memory."""
+        for rows in wanted:
+            yield self.take(rows)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Take the mapped pages out of this process's memory; they come back when they are touched."""
+        if self.memory:
+            self.memory.madvise(mmap.MADV_DONTNEED)
+
     def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield the number of a first row and the rows from there."""
-        step = max(1, PIECE // max(1, self.dtype.itemsize))
+        step = max(1, PIECE // max(1, abs(self.array.strides[0])))
         for start in range(0, len(self.array), step):
             yield start, self.array[start : start + step].reshape(-1)
+            self._let_go()
 
 
 class Streamed:
@@ -143,6 +158,28 @@ class Streamed:
                     pass
         except DAMAGE:
             raise damaged(self.label, self._what) from None
+
+    def takes(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[Any]]:
+        """Yield some rows after the other, which ascend over one pass; an array in Fortran order is held whole."""
+        if self._runs > 1:
+            whole = None
+            for rows in wanted:
+                if whole is None and len(rows):
+                    whole = self.take(np.arange(self.shape[0]))
+                yield np.empty((0, *self.shape[1:]), self.dtype) if whole is None else whole[rows]
+            return
+        pieces, first, piece = self._pieces(), 0, np.empty((0, self._items), self.dtype)
+        for rows in wanted:
+            out, done = np.empty((len(rows), self._items), self.dtype), 0
+            while done < len(rows):
+                stop = int(np.searchsorted(rows, first + len(piece)))
+                out[done:stop] = piece[rows[done:stop] - first]
+                done = stop
+                if done < len(rows):
+                    _, first, piece = next(pieces)
+            yield out.reshape(len(rows), *self.shape[1:])
+        for _ in pieces:  # to the end, where the checksum is
+            pass
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return some rows, which must ascend."""

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 from distbp import keys
 from distbp.data import targets
-from distbp.data.source import Shape, Task, check_features
+from distbp.data.source import Shape, Source, Task, check_features
 from distbp.settings import Data
 
 HIDDEN = 16
 BLOCK_ROWS, BLOCK_VALUES = 4096, 1 << 21  # made at once: at most so many rows, and so many values of x
 
 
-class Synthetic:
+class Synthetic(Source):
     """Rows made by a seeded teacher network; see `Source`.
 
     Raises

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +169,59 @@ class World:
                     piece = np.empty((int(n[0]), columns))
                     self.comm.Recv(piece, source)
                     yield piece
+
+    def deal(
+        self, pieces: Iterator[tuple[int, Sequence[Array]]], like: Sequence[Array], stop: object
+    ) -> Generator[Sequence[Array], None, None]:
+        """Yield the pieces that rank 0 has for this rank, one at a time in memory. **Collective.**
+
+        Parameters
+        ----------
+        pieces
+            On rank 0: (the rank that a piece is for, its arrays, all with the same number of rows).
+        like
+            Arrays as a piece holds them, of any number of rows: their dtypes and the shapes of a row.
+        stop
+            Looked at after each piece: once it is true, or the loop over these pieces is left, all ranks stop.
+
+        Notes
+        -----
+        Where `pieces` raises, it does so on rank 0, and the others get no more: to be used under `together`.
+        """
+        n, go_on = np.zeros(1, np.int64), np.ones(1, np.int8)
+        if self.rank == 0:
+            try:
+                for rank, arrays in pieces:
+                    if rank == 0:
+                        yield arrays
+                    elif self.comm:
+                        n[0] = len(arrays[0])
+                        self.comm.Send(n, rank)
+                        for array in arrays:
+                            self.comm.Send(np.ascontiguousarray(array).reshape(-1).view(np.uint8), rank)
+                        self.comm.Recv(go_on, rank)
+                    if not go_on[0]:
+                        return
+            finally:
+                n[0] = -1
+                for rank in range(1, self.size):
+                    if self.comm:
+                        self.comm.Send(n, rank)
+        while self.comm and self.rank and go_on[0]:
+            self.comm.Recv(n, 0)
+            if n[0] < 0:
+                return
+            arrays = [np.empty((int(n[0]), *one.shape[1:]), one.dtype) for one in like]
+            for array in arrays:
+                self.comm.Recv(array.reshape(-1).view(np.uint8), 0)
+            go_on[0] = 0
+            try:
+                yield arrays
+                go_on[0] = not stop
+            finally:
+                self.comm.Send(go_on, 0)
+                if not go_on[0]:
+                    self.comm.Recv(n, 0)  # the end
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -13,15 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from distbp.coordinator import files
 from distbp.coordinator.checkpoints import listed
 from distbp.coordinator.progress import Progress
-from distbp.data.part import Kept, Part, check_finite
-from distbp.data.shards import bounds, shares
+from distbp.data.part import Kept, Part, check_finite, check_share
+from distbp.data.shards import TEST, TRAINING, VALIDATION, bounds, shares
 from distbp.data.source import Source, open_source
 from distbp.options import make, read_toml
 from distbp.parallel.world import World, open_world, shards_of
 from distbp.settings import Data, Settings
 from distbp.training.evaluation import Evaluation, Evaluator, block_rows
 from distbp.training.model import Model
-from distbp.training.problem import checked
+from distbp.training.reader import Reader
 from distbp.training.signals import StopFlag
 from distbp.training.start import run_path
 
@@ -96,7 +96,7 @@ def evaluate(
         model, settings, path = open_model(run, Path(runs), world)
         with world.together():
             settings = settings.with_shards(world.size)
-            parts = _parts(model, settings, path, data, target, shards_of(world.rank, world.size, settings.n_shards))
+        parts = _parts(model, settings, path, data, target, world)
         evaluator = Evaluator(world, model.network, model.shape, model.y_scaling, settings.n_shards)
         found = {}
         with threadpoolctl.threadpool_limits(settings.training.blas_threads, "blas"):
@@ -108,38 +108,47 @@ def evaluate(
 
 
 def _parts(
-    model: Model, settings: Settings, path: Path, data: str | None, target: str | int | None, own: range
+    model: Model, settings: Settings, path: Path, data: str | None, target: str | int | None, world: World
 ) -> dict[str, Part]:
-    """Return this rank's rows of what is to be evaluated, with the model's scaling."""
+    """Return this rank's rows of what is to be evaluated, with the model's scaling. **Collective.**"""
     keys = settings.data
     if data is None:
-        stored = (
-            path.parent / "settings.toml" if path.name == "model.safetensors" else path.parent.parent / "settings.toml"
-        )
-        if not stored.is_file():
-            raise ValueError(
-                f"{path}: expected it in its run's folder, got no {stored}. Say what to evaluate with --data."
-            )
-        keys = make(read_toml(stored)).data
+        with world.together():
+            keys = _stored(path).data if world.rank == 0 else keys
+        keys = Data.model_validate(world.from_rank_0(keys.model_dump(mode="json")))
     if target is not None:
         keys = keys.model_copy(update={"target": target})
-    seed, n_shards, cost = settings.training.seed, settings.n_shards, settings.network.cost
+    seed, n_shards = settings.training.seed, settings.n_shards
+    reader = Reader(world, keys, settings.network.cost, seed, n_shards)
 
     def part(of: str, fractions: tuple[float, float], which: int) -> Part:
-        source = open_source(of, keys, cost=cost, seed=seed, like=model.shape)
-        share = shares(source.n_rows, seed, fractions, own, n_shards)[which]
-        source = checked(source, share, keys.allow_nonfinite)
-        return Part(source, share, model.x_scaling, model.y_scaling, model.network.dtype, keys.memory << 20)
+        source = reader.open(of, model.shape)
+        share = shares(source.n_rows, seed, fractions, shards_of(world.rank, world.size, n_shards), n_shards)[which]
+        source = reader.bring(source, fractions, {which: share})
+        with world.together():
+            if not keys.allow_nonfinite:
+                check_share(source, share)
+            return Part(source, share, model.x_scaling, model.y_scaling, model.network.dtype, keys.memory << 20)
 
     if data is not None:
-        return {"data": part(data, (0.0, 0.0), 0)}
+        return {"data": part(data, (0.0, 0.0), TRAINING)}
     parts = {}
-    for which, (name, given) in enumerate((("validation", keys.validation), ("test", keys.test)), start=1):
+    for which, name, given in ((VALIDATION, "validation", keys.validation), (TEST, "test", keys.test)):
         if isinstance(given, str):
-            parts[name] = part(given, (0.0, 0.0), 0)
+            parts[name] = part(given, (0.0, 0.0), TRAINING)
         elif given:
             parts[name] = part(keys.source, keys.fractions, which)
-    return parts or {"training": part(keys.source, (0.0, 0.0), 0)}
+    return parts or {"training": part(keys.source, (0.0, 0.0), TRAINING)}
+
+
+def _stored(model: Path) -> Settings:
+    """Return the settings in the folder of the run that a model or checkpoint is of. **Local.**"""
+    stored = (model.parent if model.name == "model.safetensors" else model.parent.parent) / "settings.toml"
+    if not stored.is_file():
+        raise ValueError(
+            f"{model}: expected it in its run's folder, got no {stored}. Say what to evaluate with --data."
+        )
+    return make(read_toml(stored))
 
 
 def outputs(model: Model, settings: Settings, path: str, world: World, target: str | int | None) -> Iterator[Array]:

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from distbp.data import scaling
 from distbp.data.arrays import in_memory
-from distbp.data.part import Kept, Part, check_share, shard_statistics
-from distbp.data.shards import Batches, Share, shares
-from distbp.data.source import Shape, Source, open_source
+from distbp.data.part import Part, check_share, shard_statistics
+from distbp.data.shards import TEST, TRAINING, VALIDATION, Batches, Share, shares
+from distbp.data.source import Shape, Source
 from distbp.network.network import Network
 from distbp.options import misfit
 from distbp.parallel.tree import fold_shards
 from distbp.parallel.world import AgreedStopError, World, shards_of
 from distbp.settings import COSTS, Settings
+from distbp.training.reader import Reader
 from distbp.training.signals import StopFlag
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
@@ -123,15 +124,15 @@ def load(
     """
     data, seed = settings.data, settings.training.seed
     own = shards_of(world.rank, world.size, settings.n_shards)
+    reader = Reader(world, data, settings.network.cost, seed, settings.n_shards, stop)
     with world.together():
         if data.source == "memory" and not arrays:
             raise ValueError(
                 "data.source: expected the arrays the run was started on, got none. Use train(arrays=...)."
             )
-        if arrays:
-            source = in_memory(*arrays, data, settings.network.cost)
-        else:
-            source = open_source(data.source, data, cost=settings.network.cost, seed=seed)
+        from_memory = in_memory(*arrays, data, settings.network.cost) if arrays else None
+    source = from_memory or reader.open(data.source)
+    with world.together():
         network = make_network(settings, Shape.of(source))
         cut = shares(source.n_rows, seed, data.fractions, own, settings.n_shards)
         for share, name, wanted in zip(cut, ("source", "validation", "test"), (1.0, *data.fractions), strict=True):
@@ -140,8 +141,10 @@ def load(
                     f"data.{name}: expected at least one row in each part, got none of {source.n_rows}. "
                     "Use more rows, or other fractions."
                 )
-        source = kept(source, *cut)
-        tick = _Ticker(len(cut[0]), say, stop)
+    tick = _Ticker(f"the {source.n_rows:,} rows of {source.name}", say, stop)
+    source = reader.bring(source, data.fractions, dict(zip((TRAINING, VALIDATION, TEST), cut, strict=True)), tick)
+    with world.together():
+        tick = _Ticker(f"this rank's {len(cut[0]):,} training rows", say, stop)
         x_own, y_own = shard_statistics(source, cut[0], data.allow_nonfinite, tick)
         for share in () if data.allow_nonfinite else cut[1:]:
             check_share(source, share)
@@ -161,44 +164,33 @@ def load(
         memory -= made.n_bytes
         return made
 
-    def other(name: str, given: float | str, share: Share) -> Part | None:
-        """Return the validation or test part: cut from the source, or a file of its own."""
-        if isinstance(given, float):
-            return part(source, share) if given else None
-        file = open_source(given, data, cost=settings.network.cost, seed=seed, like=Shape.of(source))
-        whole, _, _ = shares(file.n_rows, seed, (0.0, 0.0), own, settings.n_shards)
-        return part(checked(file, whole, data.allow_nonfinite), whole)
+    def other(given: float | str, share: Share) -> Part | None:
+        """Return the validation or test part: cut from the source, or a file of its own. **Collective.**"""
+        of = source
+        if isinstance(given, str):
+            file = reader.open(given, Shape.of(source))
+            share, _, _ = shares(file.n_rows, seed, (0.0, 0.0), own, settings.n_shards)
+            tick = _Ticker(f"the {file.n_rows:,} rows of {given}", say, stop)
+            of = reader.bring(file, (0.0, 0.0), {TRAINING: share}, tick)
+        with world.together():
+            if isinstance(given, str) and not data.allow_nonfinite:
+                check_share(of, share)
+            return part(of, share) if given else None
 
     with world.together():
         training = part(source, cut[0])
-        validation = other("validation", data.validation, cut[1])
-        test = other("test", data.test, cut[2])
+    validation, test = other(data.validation, cut[1]), other(data.test, cut[2])
     batches = Batches.of(cut[0].n_rows, settings.n_shards, data.batch_size)
     return Problem(
         Shape.of(source), network, batches, x_scaling, y_scaling, training, validation, test, digest.hexdigest()
     )
 
 
-def checked(source: Source, share: Share, allow_nonfinite: bool) -> Source:
-    """Return a source whose rows of one share are known to be finite, and kept where reading again is costly."""
-    source = kept(source, share)
-    if not allow_nonfinite:
-        check_share(source, share)
-    return source
-
-
-def kept(source: Source, *cut: Share) -> Source:
-    """Read the rows of all shares once, where reading again would cost a pass over the file."""
-    if source.again:
-        return source
-    return Kept(source, np.sort(np.concatenate([share.at(np.arange(len(share))) for share in cut])))
-
-
 class _Ticker:
     """Says how far reading has come, every two seconds, and ends it where this process is asked to stop."""
 
-    def __init__(self, n_rows: int, say: Callable[[str], None], stop: StopFlag) -> None:
-        self.n_rows, self.say, self.stop = n_rows, say, stop
+    def __init__(self, what: str, say: Callable[[str], None], stop: StopFlag) -> None:
+        self.what, self.say, self.stop = what, say, stop
         self.done, self.said = 0, time.monotonic()
 
     def __call__(self, n: int) -> None:
@@ -207,4 +199,4 @@ class _Ticker:
             raise AgreedStopError(f"stopped by {self.stop.name} while reading data, before any step. Start it again.")
         if time.monotonic() - self.said > 2:
             self.said = time.monotonic()
-            self.say(f"reading: {self.done:,} of this rank's {self.n_rows:,} training rows")
+            self.say(f"reading: {self.done:,} of {self.what}")

@@ -88,3 +88,21 @@ def test_describe_names_ranks_hosts_and_library(world):
 def test_a_world_of_one_needs_no_communicator():
     one = World(None)
     assert (one.rank, one.size, one.exchange([1]), one.from_rank_0("x")) == (0, 1, [[1]], "x")
+
+
+def dealt(world, n, stop=False):
+    """Return the first numbers of the pieces that this rank is dealt; rank 0 has `n` for each, of growing length."""
+    pieces = ((r, [np.full((i, 2), 10.0 * r + i), np.full(i, i, ">i2")]) for i in range(n) for r in range(world.size))
+    like = [np.empty((0, 2)), np.empty(0, ">i2")]
+    return [(x.tolist(), y.tolist()) for x, y in world.deal(pieces if world.rank == 0 else None, like, stop)]
+
+
+def test_deal_brings_each_piece_to_its_rank(world):
+    assert dealt(world, 4) == [([[10.0 * world.rank + i] * 2] * i, [i] * i) for i in range(4)]
+    assert dealt(world, 0) == []
+
+
+def test_deal_ends_everywhere_once_a_rank_wants_to(world):
+    found = world.exchange(len(dealt(world, 50, stop=world.rank == world.size - 1)))
+    assert found[1:] == [1] * (world.size - 1)
+    assert found[0] == (1 if world.size > 1 else 50)
