@@ -54,12 +54,15 @@ class Library:
         First number of the version.
     mpirun
         The program that belongs to it.
+    has_ofi
+        Whether it is an MPICH that can speak OFI.
     """
 
     family: str
     text: str
     major: int
     mpirun: str
+    has_ofi: bool = False
 
 
 def library_of(found: Mapping[str, str]) -> Library:
@@ -88,7 +91,13 @@ def library_of(found: Mapping[str, str]) -> Library:
     for place in dict.fromkeys(places):
         program = shutil.which(place)
         if program and _family_of(program) == family:
-            return Library(family, text, int(version.split(".")[0]), program)
+            return Library(
+                family,
+                text,
+                int(version.split(".")[0]),
+                program,
+                ":ofi" in found["library"] or ",ofi" in found["library"],
+            )
     raise ValueError(
         f"mpirun: expected that of {text}, which mpi4py loads, beside Python, beside the library or in PATH, got none. "
         "Install it, or put it in PATH."
@@ -201,7 +210,7 @@ def environment(library: Library, blas_threads: int, srun: bool) -> dict[str, st
     variables.pop("PYTHONUNBUFFERED", None)  # hydra writes the rank before every piece it is given: give it whole lines
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         variables.setdefault(name, str(blas_threads))
-    if srun and library.family == "mpich":
+    if srun and library.has_ofi:
         variables.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
     if library.family == "openmpi" and os.geteuid() == 0:
         variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
