@@ -96,7 +96,7 @@ def library_of(found: Mapping[str, str]) -> Library:
                 text,
                 int(version.split(".")[0]),
                 program,
-                ":ofi" in found["library"] or ",ofi" in found["library"],
+                bool(re.search(r"MPICH Device:.*\bofi\b", found["library"])),
             )
     raise ValueError(
         f"mpirun: expected that of {text}, which mpi4py loads, beside Python, beside the library or in PATH, got none. "
