@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import LONG, descendants, places, wait_for
 
@@ -139,3 +140,25 @@ def test_blas_kernels_that_differ_between_hosts_are_found_at_the_start(here, hos
         assert "hosts: expected one blas_kernel on all ranks, got Nehalem on rank 1 (node1)" in done.err
     finally:
         hosts.call("kill", 1)
+
+
+def test_data_on_the_host_of_rank_0_alone(here, hosts, python):
+    """The other hosts work in empty folders, where the data's path leads nowhere; its bytes cross the links."""
+    x = np.random.default_rng(0).normal(size=(20_000, 50))
+    np.savez(here.path / "rows.npz", x=x, y=x[:, :2] - x[:, 2:4])
+    run = ("--data.source", "rows.npz", "--network.widths", "4", "--training.epochs", "1")
+    assert here.run(*run, "--name", "alone").code == 0
+    for number in (1, 2):
+        (here.path / f"at{number}").mkdir()
+    lines = ["node0", *(f"node{number} directory={here.path}/at{number}" for number in (1, 2))]
+    (here.path / "hosts").write_text("\n".join(lines) + "\n")
+    done = hosts.launch(here, python, "--hostfile", "hosts", "--max-restarts", "0", "--", *run, "--name", "read").wait()
+    assert done.code == 2
+    assert "rows.npz: expected " in done.err
+    assert "got no file of that name on rank 1 of 3. Check the path." in done.err
+    before = hosts.bytes()
+    sent = (*run, "--data.share", "send", "--name", "mine")
+    done = hosts.launch(here, python, "--hostfile", "hosts", "--", *sent).wait()
+    assert done.code == 0, done.err
+    assert hosts.bytes()[0] - before[0] > x.nbytes * 5 / 8, "node0 sent the rows of five shards of eight"
+    assert here.hashes("mine") == here.hashes("alone")
