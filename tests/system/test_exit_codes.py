@@ -12,7 +12,7 @@ from distbp.settings import SECTIONS, known_keys
 # One wrong value for every setting. What is expected is in the settings' own table, except where it is pinned below.
 WRONG = {
     "data.source": "5", "data.target": "1.5", "data.task": "ranking", "data.validation": "1.0", "data.test": "-0.25",
-    "data.batch_size": "0", "data.shards": "most", "data.scaling": "log", "data.target_scaling": "log",
+    "data.batch_size": "0", "data.shards": "most", "data.share": "lend", "data.scaling": "log", "data.target_scaling": "log",
     "data.allow_nonfinite": "maybe", "data.header": "perhaps", "data.delimiter": ";;", "data.memory": "-1",
     "data.rows": "0", "data.features": "1.5", "data.outputs": "true", "network.widths": "64,0",
     "network.activation": "reluu", "network.output": "linear", "network.cost": "mse", "network.huber_width": "0",
