@@ -17,7 +17,7 @@ SETTINGS = """\
 [data]
 source = "digits"
 batch_size = "all"
-validation = 0.15
+validation = 0.0
 
 [network]
 widths = [512, 512]
@@ -87,7 +87,8 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 def stack(env: dict[str, str]) -> Iterator[Stack]:
     stack = Stack(env)
     yield stack
-    for name in stack.docker("ps", "-q", "--filter", "status=paused").split():
+    ours = f"label=com.docker.compose.project={stack.env['COMPOSE_PROJECT_NAME']}"
+    for name in stack.docker("ps", "-q", "--filter", "status=paused", "--filter", ours).split():
         stack.docker("unpause", name)
     stack.compose("down", "-v", "-t", "2")
 
@@ -173,6 +174,18 @@ def test_a_stack_that_is_stopped_goes_on_when_it_is_up_again(stack: Stack, one_p
     assert "the run run is there: going on with it" in log, log
     assert "resumed after step" in log, log
     assert SHA.findall(log) == [one_process]
+
+
+def test_two_ranks_in_each_container(env: dict[str, str], one_process: str) -> None:
+    stack = Stack(env, DISTBP_WORKERS="1", DISTBP_RANKS_PER_HOST="2")
+    try:
+        stack.compose("up", "-d")
+        assert stack.code() == 0, stack.log()
+        log = stack.log()
+        assert "4 ranks on 2 hosts" in log, log
+        assert SHA.findall(log) == [one_process]
+    finally:
+        stack.compose("down", "-v", "-t", "2")
 
 
 def test_a_worker_that_is_missing_is_named(env: dict[str, str]) -> None:
