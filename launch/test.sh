@@ -8,18 +8,19 @@
 #                                   iproute2 and openssh-server)
 #   launch/test.sh --slurm          only those on a Slurm of two nodes (root; slurm-wlm, slurm-wlm-basic-plugins, munge,
 #                                   libpmix-dev)
+#   launch/test.sh --docker         only those in containers (root; docker.io, docker-compose, debootstrap, iptables)
 #   launch/test.sh --all            everything
 #
 # Further arguments go to pytest: launch/test.sh unit -k order
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-case ${1:-} in -h | --help) sed -n '2,13p' "$0"; exit 0 ;; esac
+case ${1:-} in -h | --help) sed -n '2,14p' "$0"; exit 0 ;; esac
 oracle=no many=''
 case ${1:-} in
 --oracle) oracle=yes; shift ;;
---hosts | --slurm) many=${1#--}; shift ;;
---all) oracle=yes many='hosts or slurm'; shift; set -- all "$@" ;;
+--hosts | --slurm | --docker) many=${1#--}; shift ;;
+--all) oracle=yes many='hosts or slurm or docker'; shift; set -- all "$@" ;;
 esac
 set_up "$mpi,plot,test"
 if [ $oracle = yes ]; then
