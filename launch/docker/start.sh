@@ -29,13 +29,12 @@ workers() { # the names of all workers that are up, like distbp-worker-2, as Doc
   done | sort -V
 }
 
-missing() { # how many; names those that are not up, as far as their numbers tell
-  local up number names=() first prefix
+missing() { # how many there should be; names those that are not up
+  local up number names=() prefix
   up=$(workers)
-  first=$(head -n 1 <<<"$up")
-  prefix=${first:+${first%[-_]*}${first: -2:1}}
+  prefix=$(head -n 1 <<<"$up" | sed 's/[0-9]*$//') # distbp-worker- with Compose 2, distbp_worker_ with Compose 1
   for number in $(seq "$1"); do
-    grep -q "[-_]worker[-_]$number\$" <<<"$up" || names+=("${prefix:-worker-}$number")
+    grep -qx "$prefix$number" <<<"$up" || names+=("${prefix:-worker-}$number")
   done
   echo "${names[*]}"
 }
