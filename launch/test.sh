@@ -20,7 +20,7 @@ oracle=no many=''
 case ${1:-} in
 --oracle) oracle=yes; shift ;;
 --hosts | --slurm | --docker) many=${1#--}; shift ;;
---all) oracle=yes many='hosts or slurm or docker'; shift; set -- all "$@" ;;
+--all) oracle=yes many=all; shift; set -- all "$@" ;;
 esac
 set_up "$mpi,plot,test"
 if [ $oracle = yes ]; then
@@ -44,6 +44,18 @@ report() { # title, command: run it under its title and note a failure
   "$@" || { failed=1; echo "FAILED: $*" >&2; }
 }
 
+on_hosts() { # hosts, slurm or docker, and further arguments
+  report "tests on many hosts: $1" pytest tests/hosts -m "$@"
+}
+
+ended() { # process, log: wait for it and show what it wrote
+  local code=0
+  wait "$1" || code=$?
+  cat "$2"
+  rm "$2"
+  return $code
+}
+
 for folder in unit system; do
   case $what in all | "$folder") report "$folder tests" coverage run -m pytest "tests/$folder" "$@" ;; esac
 done
@@ -54,7 +66,18 @@ case $what in all | mpi)
   done
   ;;
 esac
-if [ -n "$many" ]; then report "tests on many hosts ($many)" coverage run -m pytest tests/hosts -m "$many" "$@"; fi
+case $many in
+'') ;;
+all)
+  on_hosts hosts "$@"
+  pytest tests/hosts -m slurm "$@" >.slurm.log 2>&1 & # these wait, mostly: those in containers run meanwhile
+  slurm=$!
+  trap 'kill $slurm 2>/dev/null || true' EXIT
+  on_hosts docker "$@"
+  report "tests on many hosts: slurm, begun with those in containers" ended $slurm .slurm.log
+  ;;
+*) on_hosts "$many" "$@" ;;
+esac
 if [ $what = all ] && [ $# -eq 0 ]; then
   coverage combine --quiet
   report "line coverage over all of them" coverage report --fail-under=90

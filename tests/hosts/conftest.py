@@ -1,38 +1,49 @@
-"""Several real hosts on this machine; each test names the MPI it needs, in an interpreter of its own."""
+"""Several real hosts on this machine: network namespaces, containers, Slurm's nodes; each test with each MPI."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import Place, Process, is_open_mpi, places
+from commands import Place, Process, places
+from docker_engine import Stack, engine
+from interpreters import MPIS, ROOT, python_of
+from slurm_cluster import Cluster, missing
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("hosts.sh")
 
 
-def interpreters() -> dict[str, str]:
-    """Return the Python of each MPI that there is: this one, and that of the environment made for the other."""
-    found = {"openmpi" if is_open_mpi() else "mpich": sys.executable}
-    for name in ("mpich", "openmpi"):
-        other = ROOT / f".venv-{name}" / "bin" / "python"
-        if other.exists():
-            found.setdefault(name, str(other))
-    return found
+@pytest.fixture(params=MPIS)
+def mpi(request: pytest.FixtureRequest) -> str:
+    """Return the name of an MPI: mpich, openmpi."""
+    return str(request.param)
 
 
-@pytest.fixture(params=["mpich", "openmpi"])
-def python(request: pytest.FixtureRequest) -> str:
+@pytest.fixture
+def python(mpi: str) -> str:
     """Return a Python that loads the MPI."""
-    found = interpreters().get(request.param)
-    if not found:
-        pytest.skip(f"no Python with {request.param}: launch/test.sh --hosts makes .venv-{request.param}")
-    return found
+    return python_of(mpi)
+
+
+@pytest.fixture(scope="session")
+def image() -> Iterator[dict[str, str]]:
+    """Return the variables by which docker finds an engine, on which the image has been built."""
+    with engine() as variables:
+        Stack(variables).compose("build", "head", limit=400)
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    """Return a Slurm of two nodes."""
+    if missing():
+        pytest.skip(missing())
+    with Cluster() as made:
+        yield made
 
 
 @pytest.fixture

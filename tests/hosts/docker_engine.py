@@ -1,4 +1,4 @@
-"""A Docker engine for the tests: the one that runs, or one of their own that leaves nothing behind.
+"""A Docker engine for the tests: the one that runs, or one of their own that leaves nothing behind; and a stack on it.
 
 Where no image registry is reachable the base image is made here, from Debian's packages (debootstrap) with Debian's
 Python; its files are kept in a cache folder, because making them takes most of a minute.
@@ -21,15 +21,23 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distbp-tests"
+LIMIT = 240.0  # seconds for one run; a quiet machine needs 15
 BASE = "python:3.12-slim-bookworm"  # the Dockerfile's own
+SHA = re.compile(r"model\.safetensors sha256 ([0-9a-f]{64})")
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
-def run(*command: object, limit: float = 120, env: dict[str, str] | None = None, check: bool = True) -> str:
+def run(
+    *command: object,
+    limit: float = 120,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    check: bool = True,
+) -> str:
     """Return both outputs of a command, together; it must succeed, in time."""
     done = subprocess.run(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit,
-        env={**os.environ, **(env or {})}, check=False,
+        cwd=cwd, env={**os.environ, **(env or {})}, check=False,
     )  # fmt: skip
     assert done.returncode == 0 or not check, f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout}"
     return done.stdout.strip()
@@ -69,8 +77,12 @@ def _own_engine() -> Iterator[str]:
     """Yield the address of an engine that needs no firewall rules and no bridge of the machine's own."""
     place = Path(tempfile.mkdtemp(prefix="distbp-docker-", dir="/var/tmp"))
     socket = f"unix://{place}/socket"
-    command = [
-        *("setpriv", "--pdeathsig", "TERM"),  # if the tests are killed, the engine ends, and all it runs
+    command: list[object] = [
+        "setpriv",
+        "--pdeathsig",
+        "TERM",
+    ]  # if the tests are killed, the engine ends, and all it runs
+    command += [
         "dockerd",
         "--data-root",
         place / "data",
@@ -147,11 +159,54 @@ def _debian(root: Path, kept: Path) -> None:
     Path(f"{kept}.new").rename(kept)
 
 
-def compose() -> list[str]:
-    """Return the command of Compose: the plugin, or the older program of its own."""
-    done = subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=60, check=False)
-    if done.returncode == 0:
-        return ["docker", "compose"]
-    if not shutil.which("docker-compose"):
-        pytest.skip("no Compose: on Debian, apt install docker-compose")
-    return ["docker-compose"]
+class Stack:
+    """The head and the workers of docker-compose.yml, under a project name of their own."""
+
+    def __init__(self, env: dict[str, str], **variables: str) -> None:
+        self.env = {**os.environ, **env, "COMPOSE_PROJECT_NAME": f"distbp{os.getpid()}", **variables}
+
+    def line(self, *arguments: object) -> list[str]:
+        """Return a command line of Compose: the plugin, or the older program of its own."""
+        plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=60, check=False)
+        if plugin.returncode and not shutil.which("docker-compose"):
+            pytest.skip("no Compose: on Debian, apt install docker-compose")
+        program = ["docker-compose"] if plugin.returncode else ["docker", "compose"]
+        return [*program, "-f", str(ROOT / "docker-compose.yml"), *map(str, arguments)]
+
+    def compose(self, *arguments: object, limit: float = LIMIT) -> str:
+        """Run a command of Compose and return what it printed."""
+        return run(*self.line(*arguments), limit=limit, env=self.env)
+
+    def docker(self, *arguments: object) -> str:
+        """Run a command of docker and return what it printed."""
+        return run("docker", *arguments, limit=LIMIT, env=self.env)
+
+    def container(self, service: str, number: int = 1) -> str:
+        """Return a container's name: Compose 1 writes project_worker_1, Compose 2 project-worker-1."""
+        project = self.env["COMPOSE_PROJECT_NAME"]
+        names = self.docker("ps", "-a", "--format", "{{.Names}}").split()
+        return next(name for name in names if re.fullmatch(rf"{project}[-_]{service}[-_]{number}", name))
+
+    def log(self) -> str:
+        """Return what the head has written so far."""
+        return self.docker("logs", self.container("head"))
+
+    def wait_for(self, text: str) -> None:
+        """Return when the head has written a text; fail if it ends before."""
+        end = time.monotonic() + LIMIT
+        while not re.search(text, log := self.log()):
+            running = self.docker("inspect", "-f", "{{.State.Running}}", self.container("head"))
+            assert running == "true", f"the head ended before {text!r}:\n{log}"
+            assert time.monotonic() < end, f"no {text!r} within {LIMIT:g} s:\n{log}"
+            time.sleep(0.05)
+
+    def code(self) -> int:
+        """Return the head's exit code, when it has ended."""
+        return int(self.docker("wait", self.container("head")))
+
+    def down(self) -> None:
+        """End all of it, and its volumes."""
+        ours = f"label=com.docker.compose.project={self.env['COMPOSE_PROJECT_NAME']}"
+        for name in self.docker("ps", "-q", "--filter", "status=paused", "--filter", ours).split():
+            self.docker("unpause", name)
+        self.compose("down", "-v", "-t", "2")

@@ -14,9 +14,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 NODES = ("node1", "node2")
 CPUS = 4  # of a node; more than this machine may have, so that jobs can run side by side
@@ -213,7 +215,8 @@ def wait_for(event: Callable[[], Any], what: str, more: Callable[[], str] = str,
     return found
 
 
-def cluster() -> Iterator[Cluster]:
-    """Yield a cluster; for a fixture."""
-    with Cluster() as made:
-        yield made
+def needs_plugin(slurm: Cluster, mpi: str) -> None:
+    """Skip where srun cannot start ranks of this MPI."""
+    plugin = {"mpich": "pmi2", "openmpi": "pmix"}[mpi]
+    if plugin not in slurm.command("srun", "--mpi=list").split():
+        pytest.skip(f"srun does not offer --mpi={plugin}: apt-get install {PACKAGES}")

@@ -2,125 +2,44 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from docker_engine import ROOT, compose, engine, run
+from commands import documented
+from docker_engine import LIMIT, ROOT, SHA, Stack, run
 
 pytestmark = pytest.mark.docker
 
-SETTINGS = """\
-[data]
-source = "digits"
-batch_size = "all"
-validation = 0.0
-
-[network]
-widths = [512, 512]
-
-[training]
-validate_every = 5
-patience = 0
-
-[checkpoint]
-every = "5 steps"
-"""  # few steps with much work each: the messages between hosts then cost little, also on a busy machine
+SETTINGS = Path(__file__).with_name("everywhere.toml")
 STEPS = ["--training.epochs", "120"]
-LIMIT = 240.0  # seconds for one run; a quiet machine needs 15
 TRAINING = r"epoch +\d+ "  # the head says so after the first epochs
-SHA = re.compile(r"model\.safetensors sha256 ([0-9a-f]{64})")
-
-
-class Stack:
-    """The head and its workers, under a project name of their own."""
-
-    def __init__(self, env: dict[str, str], **variables: str) -> None:
-        self.env = {**env, "DISTBP_ARGS": " ".join(STEPS), "COMPOSE_PROJECT_NAME": f"distbp{os.getpid()}", **variables}
-
-    def compose(self, *arguments: object, limit: float = LIMIT) -> str:
-        return run(*compose(), "-f", ROOT / "docker-compose.yml", *arguments, limit=limit, env=self.env)
-
-    def docker(self, *arguments: object, limit: float = LIMIT) -> str:
-        return run("docker", *arguments, limit=limit, env=self.env)
-
-    def container(self, service: str, number: int = 1) -> str:
-        """Return a container's name: Compose 1 writes project_worker_1, Compose 2 project-worker-1."""
-        names = self.docker("ps", "-a", "--format", "{{.Names}}").split()
-        return next(
-            name
-            for name in names
-            if re.fullmatch(rf"{self.env['COMPOSE_PROJECT_NAME']}[-_]{service}[-_]{number}", name)
-        )
-
-    def log(self) -> str:
-        return self.docker("logs", self.container("head"))
-
-    def wait_for(self, text: str) -> None:
-        """Return when the head has written a text; fail if it ends before."""
-        end = time.monotonic() + LIMIT
-        while not re.search(text, log := self.log()):
-            running = self.docker("inspect", "-f", "{{.State.Running}}", self.container("head"))
-            assert running == "true", f"the head ended before {text!r}:\n{log}"
-            assert time.monotonic() < end, f"no {text!r} within {LIMIT:g} s:\n{log}"
-            time.sleep(0.05)
-
-    def code(self) -> int:
-        """Return the head's exit code, when it has ended."""
-        return int(self.docker("wait", self.container("head")))
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    settings = tmp_path_factory.mktemp("settings") / "my.toml"
-    settings.write_text(SETTINGS)
-    with engine() as variables:
-        variables["DISTBP_SETTINGS"] = str(settings)
-        Stack(variables).compose("build", "head", limit=400)
-        yield variables
+def env(image: dict[str, str]) -> dict[str, str]:
+    """Return the variables of a stack that trains for some seconds."""
+    return {**image, "DISTBP_SETTINGS": str(SETTINGS), "DISTBP_ARGS": " ".join(STEPS)}
 
 
 @pytest.fixture
 def stack(env: dict[str, str]) -> Iterator[Stack]:
+    """Return a stack; afterwards it is gone."""
     stack = Stack(env)
     yield stack
-    ours = f"label=com.docker.compose.project={stack.env['COMPOSE_PROJECT_NAME']}"
-    for name in stack.docker("ps", "-q", "--filter", "status=paused", "--filter", ours).split():
-        stack.docker("unpause", name)
-    stack.compose("down", "-v", "-t", "2")
+    stack.down()
 
 
 @pytest.fixture(scope="module")
 def one_process(env: dict[str, str]) -> str:
     """Return the SHA-256 that one process gives, without MPI, in the same image."""
     text = run(
-        "docker", "run", "--rm", "--network", "none", "-v", f"{env['DISTBP_SETTINGS']}:/my.toml:ro", "distbp:mpich",
+        "docker", "run", "--rm", "--network", "none", "-e", "OPENBLAS_CORETYPE", "-v", f"{env['DISTBP_SETTINGS']}:/my.toml:ro", "distbp:mpich",
         "python", "-m", "distbp.train", "/my.toml", "--runs", "/runs", *STEPS, env=env,
     )  # fmt: skip
     return SHA.findall(text)[-1]
-
-
-def test_three_workers_give_the_bits_of_one_process(stack: Stack, one_process: str) -> None:
-    command = [
-        *compose(),
-        "-f",
-        str(ROOT / "docker-compose.yml"),
-        "up",
-        "--scale",
-        "worker=3",
-        "--exit-code-from",
-        "head",
-    ]
-    done = subprocess.run(
-        command, env={**os.environ, **stack.env}, capture_output=True, text=True, timeout=LIMIT, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    log = stack.log()
-    assert re.search(r"4 ranks on 4 hosts \(head, ", log), log
-    assert SHA.findall(log) == [one_process]
 
 
 def test_a_worker_that_is_killed_is_done_without(stack: Stack, one_process: str) -> None:
@@ -166,7 +85,7 @@ def test_a_worker_that_is_paused_is_waited_for(stack: Stack, one_process: str) -
 def test_a_stack_that_is_stopped_goes_on_when_it_is_up_again(stack: Stack, one_process: str) -> None:
     stack.compose("up", "-d")
     stack.wait_for(TRAINING)
-    stack.compose("stop")
+    stack.compose(*documented("docker compose stop")[2:])
     assert stack.docker("inspect", "-f", "{{.State.ExitCode}}", stack.container("head")) == "75", stack.log()
     stack.compose("up", "-d")
     assert stack.code() == 0, stack.log()
@@ -185,7 +104,7 @@ def test_two_ranks_in_each_container(env: dict[str, str], one_process: str) -> N
         assert "4 ranks on 2 hosts" in log, log
         assert SHA.findall(log) == [one_process]
     finally:
-        stack.compose("down", "-v", "-t", "2")
+        stack.down()
 
 
 def test_a_worker_that_is_missing_is_named(env: dict[str, str]) -> None:
@@ -199,7 +118,7 @@ def test_a_worker_that_is_missing_is_named(env: dict[str, str]) -> None:
             "(docker compose up --scale worker=3), or change it."
         )
     finally:
-        stack.compose("down", "-v", "-t", "2")
+        stack.down()
 
 
 def test_the_image_is_small_plain_and_has_no_key(stack: Stack) -> None:
@@ -241,13 +160,20 @@ def test_a_worker_lets_nobody_in_but_by_its_key(stack: Stack) -> None:
     assert "Permission denied (publickey)" in stack.docker("exec", worker, "bash", "-c", script)
 
 
+def test_the_image_is_built_for_a_registry(env: dict[str, str]) -> None:
+    if not env.get("DISTBP_BASE"):
+        pytest.skip("with the Dockerfile's own base there is nothing to add to the command")
+    line = documented("docker build -f launch/docker/Dockerfile -t registry.example.org/distbp:0.1.0 .")
+    run(*line, f"--build-arg=BASE={env['DISTBP_BASE']}", "--network=host", limit=400, cwd=ROOT, env=env)
+    run("docker", "rmi", line[-2], env=env)
+
+
 def test_the_tests_pass_in_the_image(stack: Stack) -> None:
-    """A part of them, for time: launch/test.sh in there is the same script, with all of them."""
+    """A few of them, for time; without more words the same command passes all."""
     stack.compose("build", "test", limit=400)
-    text = stack.compose("run", "--rm", "test", "launch/test.sh", "unit", "-q", "-k", "network or tree or step")
-    assert "all tests passed" in text
-    text = stack.compose("run", "--rm", "test", "launch/test.sh", "mpi", "-q", "-k", "tree")
-    assert "all tests passed" in text
+    command = documented("docker compose run --rm test")[2:]
+    for words in ("unit -q -k tree", "mpi -q -k tree"):
+        assert "all tests passed" in stack.compose(*command, "launch/test.sh", *words.split())
 
 
 def test_the_image_takes_pinned_versions_only() -> None:

@@ -6,16 +6,17 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from other_mpi import ROOT, python_of
-from slurm_cluster import PACKAGES, Cluster, cluster, missing, wait_for
+from commands import documented
+from interpreters import ROOT, python_of
+from slurm_cluster import Cluster, needs_plugin, wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = pytest.mark.slurm
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
-MPIS = ("mpich", "openmpi")
+SHORT = {"my.toml": "short.toml"}
 LIMIT = 300  # seconds for one run: many ranks that share two busy cores wait for each other, step by step
 
 # The model is that of the last step, so that every step counts for the bits.
@@ -52,22 +53,28 @@ class Work:
             ("endless", 0.002, 1_000_000),
         ):
             (path / f"{name}.toml").write_text(SETTINGS.format(rate=rate, epochs=epochs))
+        (path / "launch").symlink_to(SCRIPT.parent)
 
     def submit(self, *words: object, mpi: str = "mpich", options: tuple[str, ...] = ("--time=10",)) -> str:
         """Submit the script with these arguments, for this MPI; return the job's number."""
-        return self.slurm.sbatch(*options, SCRIPT, *words, cwd=self.path, env={"DISTBP_PYTHON": python_of(mpi)})
+        return self.run(["sbatch", *options, SCRIPT, *words], mpi)
+
+    def run(self, line: Sequence[object], mpi: str = "mpich") -> str:
+        """Run a command of sbatch, as a user would in this folder; return the job's number."""
+        return self.slurm.sbatch(*line[1:], cwd=self.path, env={"DISTBP_PYTHON": python_of(mpi)})
 
     def bits(self, run: str) -> str:
         """Return the SHA-256 of a run's model."""
         return hashlib.sha256((self.path / "runs" / run / "model.safetensors").read_bytes()).hexdigest()
 
-    def one(self, settings: str) -> str:
+    def one(self, settings: str, *options: str) -> str:
         """Return the SHA-256 that one process without Slurm gives."""
-        if settings not in self.known:
-            command = [sys.executable, "-m", "distbp.train", f"{settings}.toml", "--name", f"one-{settings}", "--quiet"]
+        name = "-".join(("one", settings, *options[1::2]))
+        if name not in self.known:
+            command = [sys.executable, "-m", "distbp.train", f"{settings}.toml", "--name", name, "--quiet", *options]
             subprocess.run(command, cwd=self.path, check=True, timeout=LIMIT)
-            self.known[settings] = self.bits(f"one-{settings}")
-        return self.known[settings]
+            self.known[name] = self.bits(name)
+        return self.known[name]
 
     def out(self, job: str) -> str:
         """Return what a job has printed: where Slurm users look, in the folder it was submitted from."""
@@ -91,51 +98,30 @@ class Work:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
+def work(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Work:
     """Return the cluster, and a folder to submit from."""
-    for slurm in cluster():
-        yield Work(slurm, tmp_path_factory.mktemp("slurm"))
+    return Work(slurm, tmp_path_factory.mktemp("slurm"))
 
 
-def needs_plugin(work: Work, mpi: str) -> None:
-    """Skip where srun cannot start ranks of this MPI."""
-    plugin = {"mpich": "pmi2", "openmpi": "pmix"}[mpi]
-    if plugin not in work.slurm.command("srun", "--mpi=list").split():
-        pytest.skip(f"srun does not offer --mpi={plugin}: apt-get install {PACKAGES}")
-
-
-@pytest.mark.parametrize("mpi", MPIS)
-def test_two_nodes_give_the_bits_of_one_process(work, mpi):
-    needs_plugin(work, mpi)
-    job = work.submit("short.toml", mpi=mpi)
+def test_the_script_as_it_is(work):
+    job = work.run(documented("sbatch launch/slurm.sbatch my.toml", SHORT))
     work.done(job)
-    assert f"srun --mpi={'pmix' if mpi == 'openmpi' else 'pmi2'} " in work.out(job)
-    assert ": 2 ranks on 1 host, " in work.out(job)  # Slurm's two nodes are one machine with one name
+    assert "srun --mpi=pmi2 " in work.out(job)
     assert "--training.threads 1" in work.out(job)
     assert work.bits(f"distbp-{job}") == work.one("short")
 
 
-@pytest.mark.parametrize("mpi", MPIS)
-def test_mpirun_in_a_job_gives_the_same_bits(work, mpi):
-    python = python_of(mpi)
-    wrap = f"{python} -m distbp.launch --starter mpirun -- short.toml --name mpirun-{mpi}"
-    job = work.slurm.sbatch(
-        "--nodes=2", "--ntasks=2", "--time=10", "--output=distbp-%j.out", f"--wrap={wrap}", cwd=work.path
-    )
-    work.done(job)
-    assert ": 2 ranks on 1 host, " in work.out(job)
-    assert work.bits(f"mpirun-{mpi}") == work.one("short")
-
-
 def test_threads_come_from_cpus_per_task(work):
-    job = work.submit("short.toml", options=("--time=10", "--nodes=1", "--cpus-per-task=2"))
+    job = work.run(documented("sbatch -N 2 -c 4 -t 12:00:00 launch/slurm.sbatch my.toml --training.epochs 50", SHORT))
     work.done(job)
-    assert "--training.threads 2" in work.out(job)
-    assert work.bits(f"distbp-{job}") == work.one("short")
+    assert "--training.threads 4" in work.out(job)
+    assert work.bits(f"distbp-{job}") == work.one("short", "--training.epochs", "50")
 
 
 def test_an_array_job_trains_a_settings_file_a_task(work):
-    job = work.submit("short.toml", "other.toml", options=("--time=10", "--array=1-3"))
+    job = work.run(
+        documented("sbatch --array=1-2 launch/slurm.sbatch short.toml other.toml", {"--array=1-2": "--array=1-3"})
+    )
     states = {task: work.slurm.wait(f"{job}_{task}", limit=LIMIT) for task in (1, 2, 3)}
     assert [states[task]["ExitCode"] for task in states] == ["0:0", "0:0", "2:0"]
     assert work.bits(f"distbp-{job}_1") == work.one("short")
@@ -204,12 +190,11 @@ def test_the_time_limit_saves_and_queues_again(work):
     assert work.slurm.wait(job)["JobState"] == "CANCELLED"
 
 
-@pytest.mark.parametrize("mpi", MPIS)
 def test_a_signal_saves_and_queues_again_to_the_same_bits(work, mpi):
-    needs_plugin(work, mpi)
+    needs_plugin(work.slurm, mpi)
     job = work.submit("long.toml", mpi=mpi)
     work.trains(job)
-    work.slurm.command("scancel", "--signal=USR1", "--batch", job)
+    work.slurm.command(*documented("scancel --signal=USR1 --batch 17", {"17": job}))
     assert work.done(job)["Restarts"] == "1"
     assert work.out(job).count("\nstopped by SIGUSR1 after step ") == 1
     assert work.out(job).count("\nlaunch/slurm.sbatch: queued again\n") == 1
@@ -245,10 +230,12 @@ def test_a_killed_rank_is_started_again_within_the_job(work):
 def test_a_cancelled_job_saves_stays_away_and_can_be_gone_on_with(work):
     job = work.submit("long.toml")
     work.trains(job)
-    work.slurm.command("scancel", job)
+    work.slurm.command(*documented("scancel 17", {"17": job}))
     assert work.slurm.wait(job, "CANCELLED")["Restarts"] == "0"
     assert "\nstopped by SIGTERM after step " in work.out(job)
-    again = work.submit("--resume", f"runs/distbp-{job}")
+    again = work.run(
+        documented("sbatch launch/slurm.sbatch --resume runs/distbp-17", {"runs/distbp-17": f"runs/distbp-{job}"})
+    )
     work.done(again)
     assert work.slurm.job(job)["JobState"] == "CANCELLED"
     assert work.bits(f"distbp-{job}") == work.one("long")

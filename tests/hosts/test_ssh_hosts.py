@@ -27,24 +27,6 @@ def one_process(tmp_path_factory):
     return found
 
 
-def test_three_hosts_give_the_bits_of_one_process(here, hosts, python, one_process):
-    before = hosts.bytes()
-    done = hosts.launch(here, python, "--hosts", ALL, "--", *RUN, *STEPS).wait(120)
-    assert done.code == 0, done.err
-    assert "3 ranks on 3 hosts (node0, node1, node2)" in done.out
-    sent = [after - one for after, one in zip(hosts.bytes(), before, strict=True)]
-    assert min(sent) > 1_000_000, "the links were used"
-    assert here.hashes("mine") == one_process
-
-
-def test_two_ranks_a_host_by_a_host_file(here, hosts, python, one_process):
-    (here.path / "hosts").write_text("node0 slots=2\nnode1:2\nnode2 slots=2  # the third\n")
-    done = hosts.launch(here, python, "--hostfile", "hosts", "-n", "6", "--", *RUN, *STEPS).wait(120)
-    assert done.code == 0, done.err
-    assert "6 ranks on 3 hosts" in done.out
-    assert here.hashes("mine") == one_process
-
-
 @pytest.mark.parametrize("how", ["kill", "cut"])
 def test_a_host_that_is_lost_is_done_without(here, hosts, python, one_process, how):
     running = hosts.launch(here, python, "--hosts", ALL, "--", *RUN, *STEPS)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LIMIT = 60.0  # seconds for one command
+RUNNING = Path(__file__).parents[2] / "docs" / "running.md"
 RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 # A network that trains at once, and one run that never ends by itself.
@@ -80,9 +83,9 @@ class Done(NamedTuple):
     err: str
 
 
-def mpirun(ranks: int) -> list[str]:
-    """Return the start of a command line for this machine's MPI."""
-    beside = Path(sys.executable).with_name("mpirun")
+def mpirun(ranks: int, python: str = sys.executable) -> list[str]:
+    """Return the start of a command line for the MPI of a Python's environment, or of this machine."""
+    beside = Path(python).with_name("mpirun")
     program = str(beside) if beside.exists() else shutil.which("mpirun")
     assert program, "the system tests need an mpirun beside this Python, or in PATH"
     command = [program, "-n", str(ranks)]
@@ -96,6 +99,19 @@ def is_open_mpi(program: str = "") -> bool:
     command = [program or mpirun(1)[0], "--version"]
     text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout.lower()
     return "open mpi" in text or "openrte" in text
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the commands in a text like docs/running.md: indented lines, and those of the table of shortest paths."""
+    lines = re.findall(r"^ {4}((?:python|mpirun|docker|sbatch|scancel|kubectl) .*)$", text, re.MULTILINE)
+    lines += re.findall(r"^\| [^|]* \| `([^`]*)` \| [^|]* \|$", text, re.MULTILINE)
+    return sorted({re.sub(r"\s+#.*", "", line).strip() for line in lines})
+
+
+def documented(command: str, changes: Mapping[str, str] | None = None) -> list[str]:
+    """Return the words of a command that docs/running.md tells users to run, some of them exchanged."""
+    assert command in commands_of(RUNNING.read_text()), f"docs/running.md: {command}"
+    return [(changes or {}).get(word, word) for word in shlex.split(command)]
 
 
 def wait_for(event: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
