@@ -44,21 +44,22 @@ report() { # title, command: run it under its title and note a failure
   "$@" || { failed=1; echo "FAILED: $*" >&2; }
 }
 
-on_hosts() { # hosts, slurm or docker, and further arguments
-  report "tests on many hosts: $1" pytest tests/hosts -m "$@"
+beside() { # title, command: begin it; `ended` waits for it and shows what it wrote
+  printf '\n===== %s, beside those before\n' "$1" >.beside.log
+  "${@:2}" >>.beside.log 2>&1 &
+  trap "kill $! 2>/dev/null || true" EXIT
 }
 
-ended() { # process, log: wait for it and show what it wrote
-  local code=0
-  wait "$1" || code=$?
-  cat "$2"
-  rm "$2"
-  return $code
+ended() {
+  wait $! || failed=1
+  cat .beside.log
+  rm .beside.log
+  trap - EXIT
 }
 
-for folder in unit system; do
-  case $what in all | "$folder") report "$folder tests" coverage run -m pytest "tests/$folder" "$@" ;; esac
-done
+unit=(coverage run -m pytest tests/unit "$@")
+case $what-$many in unit- | all-) report "unit tests" "${unit[@]}" ;; esac
+case $what in all | system) report "system tests" coverage run -m pytest tests/system "$@" ;; esac
 case $what in all | mpi)
   for ranks in 1 2 3 4; do
     mpirun_of "$ranks"
@@ -68,15 +69,15 @@ case $what in all | mpi)
 esac
 case $many in
 '') ;;
-all)
-  on_hosts hosts "$@"
-  pytest tests/hosts -m slurm "$@" >.slurm.log 2>&1 & # these wait, mostly: those in containers run meanwhile
-  slurm=$!
-  trap 'kill $slurm 2>/dev/null || true' EXIT
-  on_hosts docker "$@"
-  report "tests on many hosts: slurm, begun with those in containers" ended $slurm .slurm.log
+all) # Slurm's tests and those in containers wait, mostly: others can be run meanwhile
+  beside "tests on many hosts: slurm" pytest tests/hosts -m slurm "$@"
+  report "tests on many hosts: hosts" pytest tests/hosts -m hosts "$@"
+  ended
+  beside "unit tests" "${unit[@]}"
+  report "tests on many hosts: docker" pytest tests/hosts -m docker "$@"
+  ended
   ;;
-*) on_hosts "$many" "$@" ;;
+*) report "tests on many hosts: $many" pytest tests/hosts -m "$many" "$@" ;;
 esac
 if [ $what = all ] && [ $# -eq 0 ]; then
   coverage combine --quiet
