@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,11 +25,23 @@ def env(image: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture
-def stack(env: dict[str, str]) -> Iterator[Stack]:
+def stack_with(env: dict[str, str]) -> Iterator[Callable[..., Stack]]:
+    """Return a function from further variables to a stack; afterwards it is gone."""
+    made: list[Stack] = []
+
+    def make(**variables: str) -> Stack:
+        made.append(Stack(env, **variables))
+        return made[-1]
+
+    yield make
+    for stack in made:
+        stack.down()
+
+
+@pytest.fixture
+def stack(stack_with: Callable[..., Stack]) -> Stack:
     """Return a stack; afterwards it is gone."""
-    stack = Stack(env)
-    yield stack
-    stack.down()
+    return stack_with()
 
 
 @pytest.fixture(scope="module")
@@ -95,30 +107,38 @@ def test_a_stack_that_is_stopped_goes_on_when_it_is_up_again(stack: Stack, one_p
     assert SHA.findall(log) == [one_process]
 
 
-def test_two_ranks_in_each_container(env: dict[str, str], one_process: str) -> None:
-    stack = Stack(env, DISTBP_WORKERS="1", DISTBP_RANKS_PER_HOST="2")
-    try:
-        stack.compose("up", "-d")
-        assert stack.code() == 0, stack.log()
-        log = stack.log()
-        assert "4 ranks on 2 hosts" in log, log
-        assert SHA.findall(log) == [one_process]
-    finally:
-        stack.down()
+def test_a_worker_that_is_back_takes_part_again(stack_with: Callable[..., Stack], one_process: str) -> None:
+    stack = stack_with(DISTBP_LAUNCH_ARGS="--min-ranks 4")
+    stack.compose("up", "-d")
+    stack.wait_for(TRAINING)
+    lost = stack.container("worker", 2)
+    stack.docker("kill", lost)
+    stack.wait_for(r"expected at least 4 ranks \(--min-ranks\)")
+    stack.docker("start", lost)
+    assert stack.code() == 0, stack.log()
+    log = stack.log()
+    assert log.count("4 ranks on 4 hosts") == 2, log
+    assert SHA.findall(log) == [one_process]
 
 
-def test_a_worker_that_is_missing_is_named(env: dict[str, str]) -> None:
-    stack = Stack(env, DISTBP_WAIT="3")
-    try:
-        stack.compose("up", "-d", "--scale", "worker=2")
-        assert stack.code() == 2
-        name = re.sub("1$", "3", stack.container("worker", 1))
-        assert stack.log() == (
-            f"head: expected 3 workers within 3 s, got 2: no {name}. Start as many as DISTBP_WORKERS says "
-            "(docker compose up --scale worker=3), or change it."
-        )
-    finally:
-        stack.down()
+def test_two_ranks_in_each_container(stack_with: Callable[..., Stack], one_process: str) -> None:
+    stack = stack_with(DISTBP_WORKERS="1", DISTBP_RANKS_PER_HOST="2")
+    stack.compose("up", "-d")
+    assert stack.code() == 0, stack.log()
+    log = stack.log()
+    assert "4 ranks on 2 hosts" in log, log
+    assert SHA.findall(log) == [one_process]
+
+
+def test_a_worker_that_is_missing_is_named(stack_with: Callable[..., Stack]) -> None:
+    stack = stack_with(DISTBP_WAIT="3")
+    stack.compose("up", "-d", "--scale", "worker=2")
+    assert stack.code() == 2
+    name = re.sub("1$", "3", stack.container("worker", 1))
+    assert stack.log() == (
+        f"head: expected 3 workers within 3 s, got 2: no {name}. Start as many as DISTBP_WORKERS says "
+        "(docker compose up --scale worker=3), or change it."
+    )
 
 
 def test_the_image_is_small_plain_and_has_no_key(stack: Stack) -> None:
