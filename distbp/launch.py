@@ -18,7 +18,7 @@ from distbp import command
 from distbp.launching import mpi
 from distbp.launching.attempt import Asked
 from distbp.launching.hosts import Host, Shell, read_hosts, with_slots
-from distbp.launching.keeper import HERE, Keeper, Plan, counts_of
+from distbp.launching.keeper import HERE, Keeper, Plan, counts_of, say
 from distbp.options import make, read_toml
 from distbp.settings import Settings
 from distbp.train import parser as train_parser
@@ -51,7 +51,7 @@ def launch_command(arguments: Sequence[str]) -> int:
             )
         library, srun_mpi, variables = _mpi(given, settings)
         if hosts and not given.dry_run:
-            _all_answer(Shell(ssh, mpi.passed(variables)), hosts, given.wait, library)
+            _all_answer(Shell(ssh, mpi.passed(variables)), hosts, given.wait, library, given.quiet)
         plan = Plan(
             ranks,
             tuple(hosts),
@@ -104,9 +104,9 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--wait",
         type=_number(0),
-        default=10,
+        default=8,
         metavar="S",
-        help="seconds to wait for all hosts to answer at the start (default: 10)",
+        help="seconds to wait for all hosts to answer at the start (default: 8)",
     )
     parser.add_argument(
         "--max-restarts", type=_number(0), default=10, metavar="N", help="restarts at the most (default: 10)"
@@ -213,9 +213,10 @@ def _mpi(given: argparse.Namespace, settings: Settings) -> tuple[mpi.Library, st
     return library, srun_mpi, mpi.environment(library, settings.training.blas_threads, bool(srun_mpi))
 
 
-def _all_answer(shell: Shell, hosts: Sequence[Host], wait: float, library: mpi.Library) -> None:
+def _all_answer(shell: Shell, hosts: Sequence[Host], wait: float, library: mpi.Library, quiet: bool) -> None:
     """Raise ValueError unless every host answers in time, with the same distbp and MPI."""
-    answers, silent = shell.probe_all(hosts, wait)
+    tell = None if quiet else lambda host, why: say(f"waiting for {host.name}: {why}")
+    answers, silent = shell.probe_all(hosts, wait, tell)
     if silent:
         told = "; ".join(f"{host.name} ({why})" for host, why in silent.items())
         raise ValueError(

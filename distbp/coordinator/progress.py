@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from distbp.marks import VARIABLE, mark
+from distbp.marks import VARIABLE, StepFile, mark
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -39,6 +39,7 @@ class Progress:
         self._bar: Bar | None = None
         self._said = self._drawn = time.monotonic()
         self._marked = 0.0
+        self._step_file = StepFile() if rank_0 else None
         self._metric = ""  # of the last validation, for the bar
         self._first_step, self._started = 0, 0.0
         self._last_step = self._steps_per_epoch = 0
@@ -83,6 +84,8 @@ class Progress:
 
     def step(self, step: int, mean_cost: float, rows_per_second: float) -> None:
         """Tell of a step, a few times a second at most."""
+        if self._step_file:
+            self._step_file.write(step)
         now = time.monotonic()
         if self.rank_0 and now - self._marked > 1.0:
             self._marked = now

@@ -13,6 +13,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -86,15 +87,24 @@ class Attempt:
     ) -> None:
         self.command, self.tag, self.hosts, self.shell = list(command), tag, list(hosts), shell
         self.key = secrets.token_hex(8)
-        self.variables = variables | {marks.VARIABLE: self.key}
+        self.variables = variables
         self.outcome = Outcome()
         self._events: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes the main thread
         self._ended = 0.0  # when the last word came
 
     def run(self, asked: Asked) -> Outcome:
         """Start the ranks, and return when nothing of them is left on any host that answers."""
+        with tempfile.NamedTemporaryFile(prefix="distbp-step-") as step:
+            step.write(marks.to_bytes(-1))
+            step.flush()
+            self._run(asked, self.variables | {marks.VARIABLE: self.key, marks.STEP_FILE: step.name})
+            step.seek(0)
+            self.outcome.step = max(self.outcome.step, marks.from_bytes(step.read(8)))
+        return self.outcome
+
+    def _run(self, asked: Asked, variables: dict[str, str]) -> None:
         process = subprocess.Popen(
-            self.command, env=self.variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            self.command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         readers = []
@@ -109,7 +119,6 @@ class Attempt:
             self._end(process)
             for reader in readers:
                 reader.join(1.0)  # a rank that cannot be reached may hold the pipe
-        return self.outcome
 
     def _wait(self, process: subprocess.Popen[str], asked: Asked, watch: Watch) -> None:
         """Return when mpirun has ended, or has to be ended."""

@@ -17,15 +17,17 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-CONNECT = 5  # seconds that ssh may take to reach a host
+CONNECT = 5  # seconds that ssh may take to reach a host, at the most
+AGAIN = 1.0  # seconds after which a host that does not answer is asked again
 ANSWER = 60.0  # seconds that a host may take to start Python and load distbp, once it is reached
 
 PROBE = """
@@ -145,19 +147,21 @@ class Shell:
     def __init__(self, ssh: str, variables: Mapping[str, str]) -> None:
         self.ssh, self.variables = ssh, dict(variables)
 
-    def start(self, host: Host, command: Sequence[str]) -> subprocess.Popen[str]:
-        """Start a command on a host, in its directory."""
+    def start(self, host: Host, command: Sequence[str], connect: int = CONNECT) -> subprocess.Popen[str]:
+        """Start a command on a host, in its directory; ssh may take `connect` seconds to reach it."""
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         if host.is_here:
             return subprocess.Popen(command, text=True, cwd=host.directory or None, start_new_session=True, **pipes)
         variables = [f"{name}={value}" for name, value in self.variables.items()]
         there = f"cd {shlex.quote(host.directory or os.getcwd())} && exec {shlex.join(['env', *variables, *command])}"
-        line = [self.ssh, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT}", host.name, there]
+        line = [self.ssh, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={connect}", host.name, there]
         return subprocess.Popen(line, text=True, start_new_session=True, **pipes)
 
-    def run(self, host: Host, command: Sequence[str], limit: float) -> tuple[int, str, str]:
+    def run(
+        self, host: Host, command: Sequence[str], limit: float, connect: int = CONNECT
+    ) -> tuple[int, str, str]:
         """Return exit code, standard output and standard error; 255, as of ssh, if there was no end in time."""
-        with self.start(host, command) as process:
+        with self.start(host, command, connect) as process:
             try:
                 out, error = process.communicate(timeout=limit)
             except subprocess.TimeoutExpired:
@@ -165,8 +169,8 @@ class Shell:
                 return 255, "", f"no answer within {limit:g} s"
         return process.returncode, out, error
 
-    def probe(self, host: Host) -> dict[str, str] | str:
-        """Return what a host has, or why it cannot be reached.
+    def probe(self, host: Host, limit: int = CONNECT) -> dict[str, str] | str:
+        """Return what a host has, or why it cannot be reached within `limit` seconds.
 
         Raises
         ------
@@ -174,7 +178,7 @@ class Shell:
             It answers, but cannot run distbp.
         """
         python = host.python or sys.executable
-        code, out, error = self.run(host, [python, "-c", PROBE], CONNECT + ANSWER)
+        code, out, error = self.run(host, [python, "-c", PROBE], limit + ANSWER, limit)
         for line in out.splitlines():
             if line.startswith("probe:"):
                 found: dict[str, str] = json.loads(line[6:])
@@ -189,29 +193,48 @@ class Shell:
             + (f", or name its Python in the host file: {host.name} python=PATH." if host.name else ": distbp[mpich].")
         )
 
-    def probe_all(self, hosts: Sequence[Host], wait: float) -> tuple[dict[Host, dict[str, str]], dict[Host, str]]:
-        """Return what each host has that answers within `wait` seconds, and why the others do not.
+    def probe_all(
+        self, hosts: Sequence[Host], wait: float = 0, tell: Callable[[Host, str], None] | None = None
+    ) -> tuple[dict[Host, dict[str, str]], dict[Host, str]]:
+        """Return what each host has, and why those have nothing that do not answer.
+
+        Parameters
+        ----------
+        hosts
+            Asked at once, each again and again.
+        wait
+            Seconds after which a host that did not answer is not asked again.
+        tell
+            Called with a host that does not answer at first, and why.
 
         Raises
         ------
         ValueError
-            As of `probe`.
+            As of `probe`; then no host is waited for any longer.
         """
         end = time.monotonic() + wait
-        answers: dict[Host, dict[str, str]] = {}
-        silent: dict[Host, str] = {}
-        with ThreadPoolExecutor(max(len(hosts), 1)) as threads:
+        over = threading.Event()
+
+        def ask(host: Host) -> dict[str, str] | str:
+            limit, told = CONNECT, False
             while True:
-                asked = [host for host in hosts if host not in answers]
-                silent = {}
-                for host, found in zip(asked, threads.map(self.probe, asked), strict=True):
-                    if isinstance(found, str):
-                        silent[host] = found
-                    else:
-                        answers[host] = found
-                if not silent or time.monotonic() >= end:
-                    return {host: answers[host] for host in hosts if host in answers}, silent
-                time.sleep(min(1.0, max(end - time.monotonic(), 0)))
+                try:
+                    found = self.probe(host, limit)
+                except ValueError:
+                    over.set()
+                    raise
+                left = end - time.monotonic()
+                if not isinstance(found, str) or left < AGAIN + 1 or over.wait(AGAIN):
+                    return found
+                if tell and not told:
+                    tell(host, found)
+                    told = True
+                limit = min(CONNECT, int(left - AGAIN))
+
+        with ThreadPoolExecutor(max(len(hosts), 1)) as threads:
+            found = dict(zip(hosts, threads.map(ask, hosts), strict=True))
+        silent = {host: why for host, why in found.items() if isinstance(why, str)}
+        return {host: what for host, what in found.items() if not isinstance(what, str)}, silent
 
     def sweep(self, hosts: Iterable[Host], sign: str) -> None:
         """Kill every process that has `sign`, like ``NAME=value``, among its variables: here and on the hosts."""

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distbp import marks
 from distbp.command import BAD_INPUT, DONE, FAILED, INTERRUPTED, RESUMABLE
 from distbp.launching import mpi
 from distbp.launching.attempt import Asked, Attempt, Outcome
@@ -73,7 +74,7 @@ class Plan:
         program = ["-m", "distbp.train", *((*self.again, "--resume", run) if run else self.train)]
         if self.srun_mpi:
             return mpi.by_srun(self.srun_mpi, sum(counts.values()), program)
-        return mpi.on_hosts(self.library, counts, ssh, program, self.variables | {"DISTBP_LAUNCH": ""})
+        return mpi.on_hosts(self.library, counts, ssh, program, self.variables | dict.fromkeys(marks.FOR_RANKS, ""))
 
 
 HERE = Host("")
@@ -161,7 +162,7 @@ class Keeper:
             return RESUMABLE  # the ranks were asked to stop, not we; and no host has gone with its ranks
         why = outcome.why if not word else "a host left" if word["code"] == RESUMABLE else "the run failed, see above"
         if not outcome.lost:
-            further = outcome.step > self.furthest
+            further = outcome.step > self.furthest + 1
             self.furthest, self.stuck = max(outcome.step, self.furthest), 1 if further else self.stuck + 1
         if self.stuck >= STUCK:
             place = f"step {self.furthest:,}" if self.furthest >= 0 else "the start"
@@ -178,7 +179,7 @@ class Keeper:
                 time.sleep(0.1)
             if not self.plan.hosts:
                 return []
-            answers, silent = self.shell.probe_all(self.plan.hosts, 0)
+            answers, silent = self.shell.probe_all(self.plan.hosts)
             for host, text in silent.items():
                 say(f"without {host.name}: {text}")
             ranks = sum(spread(self.plan.ranks, list(answers)).values())
@@ -191,7 +192,7 @@ class Keeper:
 
     def _gone(self, outcome: Outcome) -> bool:
         """Return whether a host has left."""
-        return bool(outcome.lost) or bool(self.plan.hosts and self.shell.probe_all(self.plan.hosts, 0)[1])
+        return bool(outcome.lost) or bool(self.plan.hosts and self.shell.probe_all(self.plan.hosts)[1])
 
     def _given_up(self) -> int:
         if self.run:
