@@ -157,9 +157,7 @@ class Shell:
         line = [self.ssh, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={connect}", host.name, there]
         return subprocess.Popen(line, text=True, start_new_session=True, **pipes)
 
-    def run(
-        self, host: Host, command: Sequence[str], limit: float, connect: int = CONNECT
-    ) -> tuple[int, str, str]:
+    def run(self, host: Host, command: Sequence[str], limit: float, connect: int = CONNECT) -> tuple[int, str, str]:
         """Return exit code, standard output and standard error; 255, as of ssh, if there was no end in time."""
         with self.start(host, command, connect) as process:
             try:

@@ -38,9 +38,11 @@ up() { # number, folders
     'PermitRootLogin prohibit-password' 'PasswordAuthentication no' 'UsePAM no' 'PidFile none' >"$state/sshd_config"
   cat >"$state/ssh" <<END
 #!/bin/sh
-exec ssh -i $state/id -o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=5 "\$@"
+exec ssh -F $state/ssh_config "\$@"
 END
   chmod +x "$state/ssh"
+  printf '%s\n' "IdentityFile $state/id" 'IdentitiesOnly yes' 'StrictHostKeyChecking no' 'UserKnownHostsFile /dev/null' \
+    'LogLevel ERROR' >"$state/ssh_config"
   cat >"$state/init" <<END
 set -e
 hostname node\$1
