@@ -8,7 +8,7 @@
 #                                   iproute2 and openssh-server)
 #   launch/test.sh --slurm          only those on a Slurm of two nodes (root; slurm-wlm, slurm-wlm-basic-plugins, munge,
 #                                   libpmix-dev)
-#   launch/test.sh --docker         only those in containers (root; docker.io, docker-compose, debootstrap, iptables)
+#   launch/test.sh --docker         only those in containers (root; docker.io, debootstrap, iptables; Compose 2.20)
 #   launch/test.sh --all            everything
 #
 # Further arguments go to pytest: launch/test.sh unit -k order

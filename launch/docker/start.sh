@@ -32,7 +32,7 @@ workers() { # the names of all workers that are up, like distbp-worker-2, as Doc
 missing() { # how many there should be; names those that are not up
   local up number names=() prefix
   up=$(workers)
-  prefix=$(head -n 1 <<<"$up" | sed 's/[0-9]*$//') # distbp-worker- with Compose 2, distbp_worker_ with Compose 1
+  prefix=$(head -n 1 <<<"$up" | sed 's/[0-9]*$//') # distbp-worker-
   for number in $(seq "$1"); do
     grep -qx "$prefix$number" <<<"$up" || names+=("${prefix:-worker-}$number")
   done

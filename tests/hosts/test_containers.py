@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import documented
+from commands import Process, documented, wait_for
 from docker_engine import LIMIT, ROOT, SHA, Stack, run
 
 pytestmark = pytest.mark.docker
@@ -55,11 +55,17 @@ def one_process(env: dict[str, str]) -> str:
 
 
 def test_a_worker_that_is_killed_is_done_without(stack: Stack, one_process: str) -> None:
-    stack.compose("up", "-d")
-    stack.wait_for(TRAINING)
-    lost = stack.container("worker", 2)
-    stack.docker("kill", lost)
-    assert stack.code() == 0, stack.log()
+    """Under the command with which Compose ends with the head, and would end all with a worker it is attached to."""
+    up = documented("docker compose up --scale worker=3 --exit-code-from head")
+    running = Process(stack.line(*up[2:]), ROOT, stack.env)
+    try:
+        head, lost = stack.container("head"), stack.container("worker", 2)
+        wait_for(lambda: stack.docker("ps", "-q", "--filter", f"name={head}"), "the head", LIMIT)
+        stack.wait_for(TRAINING)
+        stack.docker("kill", lost)
+        assert running.wait(LIMIT).code == 0, stack.log()
+    finally:
+        running.end()
     log = stack.log()
     assert f"without {lost}: " in log, log
     assert "3 ranks on 3 hosts" in log, log
