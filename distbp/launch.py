@@ -192,11 +192,10 @@ def _places(given: argparse.Namespace) -> tuple[list[Host], int]:
 
 def _mpi(given: argparse.Namespace, settings: Settings) -> tuple[mpi.Library, str, dict[str, str]]:
     """Return the MPI, srun's --mpi where srun starts the ranks, and the variables to start them with."""
-    if given.mpi != "auto":
+    found = _found()
+    if given.mpi not in ("auto", mpi.family_of(found)):  # not mpi4py's own choice
         os.environ["MPI4PY_MPIABI"] = mpi.ABIS[given.mpi]
-    found = Shell("", {}).probe(HERE)
-    if isinstance(found, str):
-        raise ValueError(f"python: expected {sys.executable} to load mpi4py, got: {found}. Install distbp[mpich].")
+        found = _found()
     library = mpi.library_of(found)
     if given.mpi not in ("auto", library.family):
         raise ValueError(
@@ -211,6 +210,14 @@ def _mpi(given: argparse.Namespace, settings: Settings) -> tuple[mpi.Library, st
             f"{library.text}, got none. Leave --starter out to use mpirun."
         )
     return library, srun_mpi, mpi.environment(library, settings.training.blas_threads, bool(srun_mpi))
+
+
+def _found() -> dict[str, str]:
+    """Return what this host's Python loads."""
+    found = Shell("", {}).probe(HERE)
+    if isinstance(found, str):
+        raise ValueError(f"python: expected {sys.executable} to load mpi4py, got: {found}. Install distbp[mpich].")
+    return found
 
 
 def _all_answer(shell: Shell, hosts: Sequence[Host], wait: float, library: mpi.Library, quiet: bool) -> None:

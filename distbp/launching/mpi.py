@@ -2,14 +2,15 @@
 
 | starter | on hosts | rank before a line | what it needs |
 | --- | --- | --- | --- |
-| MPICH, Intel MPI (hydra) | -hosts a:2,b:2 | -prepend-rank | carries all variables by itself |
+| MPICH (hydra) | -hosts a:2,b:2 | -prepend-rank | carries all variables by itself |
+| Intel MPI (hydra too) | -host a -n 2 ... : -host b -n 2 ... | -prepend-rank | the same; its -hosts takes no counts |
 | Open MPI 4, 5 | --host a:2 | --tag-output, --output tag | -x NAME for each variable; leave for root |
 | srun | Slurm's | --label | --mpi=pmi2 for MPICH and Intel MPI, --mpi=pmix for Open MPI |
 
 References
 ----------
 mpiexec.hydra -help (MPICH 5.0); mpirun(1) of Open MPI 4.1 and 5.0; srun(1) of Slurm 22.05; Intel MPI Library Developer
-Reference for Linux, "mpiexec.hydra" (its options were not run here).
+Reference for Linux, "mpiexec.hydra" and "Other Environment Variables" (run with 2021.18).
 """
 
 from __future__ import annotations
@@ -73,8 +74,7 @@ def library_of(found: Mapping[str, str]) -> Library:
     ValueError
         It is none of those known here, or its mpirun cannot be found.
     """
-    first = found["library"].split("\n")[0]
-    family = next((name for name, start in FAMILIES.items() if first.startswith(start)), "")
+    first, family = found["library"].split("\n")[0], family_of(found)
     if not family:
         raise ValueError(
             f"mpi4py: expected MPICH, Open MPI or Intel MPI, got {first[:40]!r}. Start the ranks with that library's "
@@ -83,10 +83,10 @@ def library_of(found: Mapping[str, str]) -> Library:
     number = re.search(r"\d+(?:\.\d+)*", first)
     version = number[0] if number else "0"
     text = f"{FAMILIES[family]} {version}"
-    beside = [Path(sys.executable).parent]
-    if "/" in found["file"]:
-        beside += [parent / "bin" for parent in Path(found["file"]).resolve().parents[:4]]
-    places = [str(place / name) for place in beside for name in ("mpirun", f"mpirun.{family}")]
+    file = Path(found["file"])
+    beside = [parent / "bin" for parent in file.resolve().parents[:4]] if file.is_absolute() else []
+    names = ("mpiexec.hydra",) if family == "intel" else ("mpirun", f"mpirun.{family}")  # Intel's mpirun is a script
+    places = [str(place / name) for place in (*beside, Path(sys.executable).parent) for name in names]
     places += [f"mpirun.{family}", "mpiexec.hydra" if family != "openmpi" else "mpirun", "mpirun"]
     for place in dict.fromkeys(places):
         program = shutil.which(place)
@@ -99,9 +99,14 @@ def library_of(found: Mapping[str, str]) -> Library:
                 bool(re.search(r"MPICH Device:.*\bofi\b", found["library"])),
             )
     raise ValueError(
-        f"mpirun: expected that of {text}, which mpi4py loads, beside Python, beside the library or in PATH, got none. "
+        f"mpirun: expected that of {text}, which mpi4py loads, beside the library, beside Python or in PATH, got none. "
         "Install it, or put it in PATH."
     )
+
+
+def family_of(found: Mapping[str, str]) -> str:
+    """Return the family of a host's answer (`hosts.PROBE`), "" for one that is not known here."""
+    return next((name for name, start in FAMILIES.items() if found["library"].startswith(start)), "")
 
 
 def _family_of(mpirun: str) -> str:
@@ -158,22 +163,19 @@ def on_hosts(
     else:
         line = [library.mpirun, "-prepend-rank"]
         if hosts:
-            line += ["-launcher", "ssh", *(["-launcher-exec", ssh] if ssh else []), "-hosts", names]
+            line += ["-launcher", "ssh", *(["-launcher-exec", ssh] if ssh else [])]
+            line += ["-hosts", names] if library.family == "mpich" else []
+    rank = [sys.executable, *program]
+    if any(host.python or host.directory for host in hosts):
+        wdir = "--wdir" if library.family == "openmpi" else "-wdir"
+        rank = [wdir, "/", "sh", "-c", _own_paths(counts), "rank", *program]
+    if library.family == "intel" and hosts:
+        each = [["-host", host.name, "-n", str(count), *rank] for host, count in counts.items()]
+        return [*line, *each[0], *(word for one in each[1:] for word in (":", *one))]
     line += ["-n", str(sum(counts.values()))]
     if library.family == "openmpi" and hosts:
         line += ["--host", names, *(word for name in passed(variables) for word in ("-x", name))]
-    if any(host.python or host.directory for host in hosts):
-        return [
-            *line,
-            "--wdir" if library.family == "openmpi" else "-wdir",
-            "/",
-            "sh",
-            "-c",
-            _own_paths(counts),
-            "rank",
-            *program,
-        ]
-    return [*line, sys.executable, *program]
+    return [*line, *rank]
 
 
 def _own_paths(counts: Mapping[Host, int]) -> str:
@@ -212,6 +214,8 @@ def environment(library: Library, blas_threads: int, srun: bool) -> dict[str, st
         variables.setdefault(name, str(blas_threads))
     if srun and library.has_ofi:
         variables.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
+    if library.family == "intel":
+        variables = {"I_MPI_PIN": "0", "I_MPI_THREAD_YIELD": "2"} | variables  # no binding; a rank that waits gives way
     if library.family == "openmpi" and os.geteuid() == 0:
         variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return variables

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from functools import lru_cache
@@ -274,9 +275,9 @@ class World:
         if self.comm:
             from mpi4py import MPI
 
-            text = MPI.Get_library_version().replace("\x00", "")  # "MPICH Version: 5.0 ..." or "Open MPI v5.0, ..."
-            words = text.split()[:3]
-            library = " ".join(word for word in words if word != "Version:").rstrip(",")
+            text = " ".join(MPI.Get_library_version().replace("\x00", "").split())  # "MPICH Version: 5.0 ..."
+            upto = re.match(r".*?\d[\w.]*", text)  # or "Open MPI v5.0, ...", or "Intel(R) MPI Library 2021.18 ..."
+            library = (upto[0] if upto else text[:40]).replace("Version: ", "")
         return {"ranks": self.size, "hosts": list(dict.fromkeys(hosts)), "mpi": library}
 
 

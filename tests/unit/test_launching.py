@@ -93,6 +93,10 @@ def test_command_lines_of_hosts():
         "--prtemca plm_ssh_no_tree_spawn 1 --prtemca plm_ssh_agent /x/ssh -n 3 --host a:2,b:1 -x PATH -x OPENBLAS_CORETYPE PY -m distbp.train my.toml"
     )
     assert "--mca plm_rsh_no_tree_spawn 1 --mca plm_rsh_agent /x/ssh -n 3" in line(OPEN_MPI_4, counts, "/x/ssh")
+    assert line(INTEL, counts) == (  # its -hosts takes no numbers of ranks
+        "/intel/mpirun -prepend-rank -launcher ssh -host a -n 2 PY -m distbp.train my.toml "
+        ": -host b -n 1 PY -m distbp.train my.toml"
+    )
 
 
 def test_hosts_with_paths_of_their_own(monkeypatch, tmp_path):
@@ -138,6 +142,18 @@ def test_the_rank_before_a_line(starter, text, rank):
     assert (tag[1], text[tag.end() :]) == (rank, "hello")
 
 
+def test_mpirun_is_the_librarys_own_before_that_beside_python(tmp_path):
+    """A wheel's mpirun lies beside Python, whichever library MPI4PY_MPIABI made mpi4py load."""
+    for name in ("bin", "lib"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lib" / "libmpi.so.40").touch()
+    mpirun = tmp_path / "bin" / "mpirun"
+    mpirun.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 4.1.4'\n")
+    mpirun.chmod(0o700)
+    found = {"library": "Open MPI v4.1.4, package: Debian", "file": str(tmp_path / "lib" / "libmpi.so.40")}
+    assert mpi.library_of(found) == mpi.Library("openmpi", "Open MPI 4.1.4", 4, str(mpirun))
+
+
 @pytest.mark.parametrize("found", ["LAM/MPI 7.1", ""])
 def test_a_library_that_is_not_known(found):
     with pytest.raises(
@@ -151,7 +167,7 @@ def test_a_library_without_its_mpirun(monkeypatch):
     with pytest.raises(ValueError) as error:
         mpi.library_of({"library": "Intel(R) MPI Library 2021.14 for Linux* OS", "file": "/nowhere/lib/libmpi.so"})
     assert str(error.value) == (
-        "mpirun: expected that of Intel 2021.14, which mpi4py loads, beside Python, beside the library or in PATH, "
+        "mpirun: expected that of Intel 2021.14, which mpi4py loads, beside the library, beside Python or in PATH, "
         "got none. Install it, or put it in PATH."
     )
 
