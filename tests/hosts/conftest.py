@@ -74,9 +74,13 @@ class Hosts:
         """Return what each host has sent so far."""
         return [int(line) for line in self.call("bytes").split()]
 
+    def entering(self, number: int) -> list[str]:
+        """Return the start of a command line of what runs on a host."""
+        return ["bash", str(SCRIPT), "enter", str(number)]
+
     def launch(self, place: Place, python: str, *arguments: object) -> Process:
         """Start the launcher on node0, in the place's folder."""
-        line = ["bash", str(SCRIPT), "enter", 0, "env", "-C", place.path, f"PYTHONPATH={ROOT}",
+        line = [*self.entering(0), "env", "-C", place.path, f"PYTHONPATH={ROOT}",
                 python, "-m", "distbp.launch", "--ssh", self.ssh, *arguments]  # fmt: skip
         place.started.append(Process([str(word) for word in line], place.path, self.environment()))
         return place.started[-1]

@@ -2,6 +2,9 @@
 
 Its ports are free ones and its files its own, so that it disturbs no other Slurm here. Partition `main` is the default
 one; jobs in `high` preempt those in `main`, which are requeued. Needs root and Debian's packages (`missing`).
+
+By default both nodes are this machine. They can be hosts of their own instead (`Places`): the controller on node0, where
+the commands run too, and the nodes on node1 and node2.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ LIMIT = 60.0  # seconds for one command, or for one change of a job's state
 
 CONFIGURATION = """\
 ClusterName=lab
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost={places.controller}
 SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
@@ -60,8 +64,8 @@ MinJobAge=600
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=4000
-NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=4000
+NodeName=node1 {places.nodes[0]} Port={ports[1]} CPUs={cpus} RealMemory=4000
+NodeName=node2 {places.nodes[1]} Port={ports[2]} CPUs={cpus} RealMemory=4000
 PartitionName=main Nodes=node1,node2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=high Nodes=node1,node2 PriorityTier=10
 """
@@ -75,11 +79,35 @@ def missing() -> str:
     return f"needs {', '.join(absent)}: apt-get install --no-install-recommends {PACKAGES}" if absent else ""
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where a cluster is.
+
+    Attributes
+    ----------
+    controller
+        SlurmctldHost.
+    nodes
+        NodeHostname and NodeAddr of both nodes.
+    enter
+        From a host's number, 0 the controller's, to what runs a command there.
+    folder
+        That all hosts see; None for this machine's folder of temporary files.
+    """
+
+    controller: str = "localhost(127.0.0.1)"
+    nodes: tuple[str, str] = ("NodeHostname=localhost NodeAddr=127.0.0.1",) * 2
+    enter: Callable[[int], Sequence[str]] = lambda number: ()
+    folder: Path | None = None
+
+
 class Cluster:
     """Two nodes and their controller, from `with` to its end."""
 
-    def __init__(self) -> None:
-        self.top = Path(tempfile.mkdtemp(prefix="slurm-"))  # a short path: sockets' names have 107 characters at most
+    def __init__(self, places: Places | None = None) -> None:
+        self.places = places or Places()
+        # a short path: sockets' names have 107 characters at most
+        self.top = Path(tempfile.mkdtemp(prefix="slurm-", dir=self.places.folder))
         self.configuration = self.top / "slurm.conf"
         self.environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
         self._daemons: list[subprocess.Popen[bytes]] = []
@@ -97,7 +125,7 @@ class Cluster:
 
     def _start(self) -> None:
         ports = free_ports(1 + len(NODES))
-        self.configuration.write_text(CONFIGURATION.format(top=self.top, ports=ports, cpus=CPUS))
+        self.configuration.write_text(CONFIGURATION.format(top=self.top, places=self.places, ports=ports, cpus=CPUS))
         for name in ("state", *(f"{kind}-{node}" for kind in ("spool", "tmp") for node in NODES)):
             (self.top / name).mkdir()
         key = self.top / "munge.key"
@@ -105,21 +133,31 @@ class Cluster:
         key.write_bytes(os.urandom(1024))
         files = {name: self.top / f"munge.{name}" for name in ("socket", "pid-file", "log-file", "seed-file")}
         files["socket"] = self.top / "munge.sock"
-        self._daemon("munged", "--foreground", "--force", f"--key-file={key}", "--num-threads=2",
+        self._daemon(0, "munged", "--foreground", "--force", f"--key-file={key}", "--num-threads=2",
                      *(f"--{name}={path}" for name, path in files.items()))  # fmt: skip
         wait_for(files["socket"].exists, "munged's socket")
-        self._daemon("slurmctld", "-D")
-        for node in NODES:
-            self._daemon("slurmd", "-D", "-N", node)
+        self._daemon(0, "slurmctld", "-D")
+        for number in (1, 2):
+            self.start_node(number)
         wait_for(lambda: self.command("sinfo", "-h", "-t", "idle", "-o", "%D", check=False).strip() == str(len(NODES)),
                  "idle nodes", self.logs)  # fmt: skip
 
-    def _daemon(self, program: str, *arguments: str) -> None:
-        """Start a daemon that ends with this process, even if that is killed."""
+    def start_node(self, number: int) -> None:
+        """Start the daemon of node 1 or 2."""
+        self._daemon(number, "slurmd", "-D", "-N", NODES[number - 1])
+
+    def _daemon(self, host: int, program: str, *arguments: str) -> None:
+        """Start a daemon that ends with this process, even if that is killed, or with its host."""
         with open(self.top / f"{program}-{len(self._daemons)}.out", "wb") as out:
             self._daemons.append(
                 subprocess.Popen(
-                    ["setpriv", "--pdeathsig=TERM", shutil.which(program) or program, *arguments],
+                    [
+                        *self.places.enter(host),
+                        "setpriv",
+                        "--pdeathsig=TERM",
+                        shutil.which(program) or program,
+                        *arguments,
+                    ],
                     env=self.environment,
                     cwd=self.top,
                     stdin=subprocess.DEVNULL,
@@ -166,12 +204,12 @@ class Cluster:
         check: bool = True,
         limit: float = LIMIT,
         env: Mapping[str, str] | None = None,
-        **more: Any,
+        cwd: Path | None = None,
     ) -> str:
         """Run one of Slurm's commands and return what it printed."""
         done = subprocess.run(
-            [str(word) for word in words], env={**self.environment, **(env or {})}, capture_output=True, text=True,
-            timeout=limit, check=False, stdin=subprocess.DEVNULL, **more,
+            [*self.places.enter(0), "env", "-C", str(cwd or self.top), *map(str, words)], capture_output=True, text=True,
+            env={**self.environment, **(env or {})}, timeout=limit, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{words}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
