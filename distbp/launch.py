@@ -44,6 +44,10 @@ def launch_command(arguments: Sequence[str]) -> int:
         given, train = _read(arguments)
         settings, again = _checked(train)
         hosts, ranks = _places(given)
+        if given.min_ranks > ranks:
+            raise ValueError(
+                f"--min-ranks: expected at most as many as are started ({ranks}), got {given.min_ranks}. Lower it."
+            )
         ssh = shutil.which(given.ssh) or given.ssh
         if hosts and not shutil.which(given.ssh) and any(not host.is_here for host in hosts):
             raise ValueError(
@@ -67,6 +71,8 @@ def launch_command(arguments: Sequence[str]) -> int:
         if given.dry_run:
             line = plan.command(counts_of(plan, hosts), "", "" if given.ssh == "ssh" else ssh)
             print(shlex.join(line))
+            if any(host.python for host in hosts):
+                say("the agent that finds each host's own Python is made when it is started")
             return command.DONE
     asked = Asked()
     code = Keeper(plan, asked, given.quiet).keep()
@@ -130,8 +136,6 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             f"command line: expected -- before what is for distbp.train, got {rest[0]}. "
             "Write: python -m distbp.launch -n 4 -- SETTINGS.toml"
         )
-    if given.min_ranks > (given.n or given.min_ranks):
-        raise ValueError(f"--min-ranks: expected at most -n ({given.n}), got {given.min_ranks}. Lower it.")
     return given, train
 
 
@@ -168,11 +172,11 @@ def _checked(train: Sequence[str]) -> tuple[Settings, tuple[str, ...]]:
 def _places(given: argparse.Namespace) -> tuple[list[Host], int]:
     """Return the hosts, none for this machine or Slurm's, and the number of ranks."""
     hosts: list[Host] = []
-    if given.hosts:
-        hosts = read_hosts(given.hosts, "--hosts")
-    elif given.hostfile:
+    if given.hosts is not None:
+        hosts = read_hosts(given.hosts.split(","), "--hosts")
+    elif given.hostfile is not None:
         try:
-            hosts = read_hosts(Path(given.hostfile).read_text(encoding="utf-8"), given.hostfile)
+            hosts = read_hosts(Path(given.hostfile).read_text(encoding="utf-8").splitlines(), given.hostfile)
         except OSError as error:
             raise ValueError(
                 f"{given.hostfile}: expected a host file, got {error.strerror}. Check --hostfile."
@@ -214,7 +218,7 @@ def _mpi(given: argparse.Namespace, settings: Settings) -> tuple[mpi.Library, st
 
 def _found() -> dict[str, str]:
     """Return what this host's Python loads."""
-    found = Shell("", {}).probe(HERE)
+    found = Shell("", {}).probe(HERE, limit=60)
     if isinstance(found, str):
         raise ValueError(f"python: expected {sys.executable} to load mpi4py, got: {found}. Install distbp[mpich].")
     return found
@@ -222,8 +226,9 @@ def _found() -> dict[str, str]:
 
 def _all_answer(shell: Shell, hosts: Sequence[Host], wait: float, library: mpi.Library, quiet: bool) -> None:
     """Raise ValueError unless every host answers in time, with the same distbp and MPI."""
-    tell = None if quiet else lambda host, why: say(f"waiting for {host.name}: {why}")
-    answers, silent = shell.probe_all(hosts, wait, tell)
+    answers, silent = shell.await_all(
+        hosts, wait, lambda host, why: None if quiet else say(f"waiting for {host.name}: {why}")
+    )
     if silent:
         told = "; ".join(f"{host.name} ({why})" for host, why in silent.items())
         raise ValueError(

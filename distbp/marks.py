@@ -34,14 +34,17 @@ def mark(**values: Any) -> None:
             sys.stderr.flush()
 
 
-def read(line: str, key: str) -> dict[str, Any] | None:
-    """Return what a line marks, None if it is an ordinary one."""
+def read(line: str, key: str) -> tuple[str, dict[str, Any] | None]:
+    """Return a line without its mark, "" if it was nothing else, and what it marks, None for an ordinary line.
+
+    Another rank's words stand before a mark where their line was not ended.
+    """
     before, sign, text = line.partition(f"\x1edistbp {key} ")
-    if sign and not before:
+    if sign:
         with contextlib.suppress(ValueError):
             values: dict[str, Any] = json.loads(text)
-            return values
-    return None
+            return (f"{before}\n" if before else ""), values
+    return line, None
 
 
 class StepFile:

@@ -58,14 +58,16 @@ mpi() {
 
 on_many() { report "tests on many hosts: $1" pytest tests/hosts -m "$1" "${@:2}"; }
 
-slurm_and_unit() {
-  on_many slurm "$@"
+docker_and_unit() {
+  on_many docker "$@"
   unit "$@"
 }
 
 beside() { # one of the functions above, and its arguments: begin it; `ended` waits for it and shows what it wrote
+  set -m # a process group of its own, to be ended with all that it started
   ("$@"; exit $failed) >.beside.log 2>&1 &
-  trap "kill $! 2>/dev/null || true" EXIT
+  set +m
+  trap "kill -- -$! 2>/dev/null || true" EXIT
 }
 
 ended() {
@@ -87,11 +89,11 @@ all)
     system "$@"
     mpi "$@"
   else # tests of many hosts wait, mostly: others can be run meanwhile
-    beside slurm_and_unit "$@"
+    beside on_many slurm "$@"
     system "$@"
     ended
     mpi "$@"
-    beside on_many docker "$@"
+    beside docker_and_unit "$@"
     on_many hosts "$@"
     ended
   fi

@@ -9,7 +9,6 @@ import contextlib
 import os
 import queue
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from distbp import marks
@@ -62,7 +62,8 @@ class Asked:
         self.name = ""  # of the first signal
         self.at_once = False  # a second Ctrl-C
         for number in ASKS_TO_STOP:
-            signal.signal(number, self._note)
+            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):  # as under nohup
+                signal.signal(number, self._note)
 
     def ignore(self) -> None:
         """Ignore the signals for good: the process is about to leave with its code, and Python makes them deadly."""
@@ -84,9 +85,10 @@ class Attempt:
         tag: re.Pattern[str],
         hosts: Iterable[Host],
         shell: Shell,
+        key: str,
     ) -> None:
         self.command, self.tag, self.hosts, self.shell = list(command), tag, list(hosts), shell
-        self.key = secrets.token_hex(8)
+        self.key = key  # of the launcher's marks
         self.variables = variables
         self.outcome = Outcome()
         self._events: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes the main thread
@@ -139,16 +141,18 @@ class Attempt:
                 return
             if self._ended and now - self._ended > LEAVE:
                 return
-        self.outcome.why = f"the ranks ended without a last word ({_ending(process.returncode)})"
+        ending = _ending(Path(self.command[0]).name, process.returncode)
+        self.outcome.why = f"the ranks ended without a last word ({ending})"
 
     def _pass_on(self, source: IO[str], sink: IO[str]) -> None:
         """Pass lines on, with the rank before those of ranks other than 0; take the marks out."""
         for line in source:
             tag = self.tag.match(line)
             text = line[tag.end() :] if tag else line
-            told = marks.read(text, self.key)
+            text, told = marks.read(text, self.key)
             if told is not None:
                 self._note(told)
+            if not text:
                 continue
             before = f"rank {tag[1]}: " if tag and tag[1] != "0" else ""
             try:
@@ -178,6 +182,6 @@ class Attempt:
         self.shell.sweep(answering, f"{marks.VARIABLE}={self.key}")
 
 
-def _ending(code: int) -> str:
-    """Return how a process ended."""
-    return f"mpirun's exit code was {code}" if code >= 0 else f"mpirun was ended by {signal.Signals(-code).name}"
+def _ending(program: str, code: int) -> str:
+    """Return how a program ended."""
+    return f"{program}'s exit code was {code}" if code >= 0 else f"{program} was ended by {signal.Signals(-code).name}"

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,8 @@ from typing import Any
 
 CONNECT = 5  # seconds that ssh may take to reach a host, at the most
 AGAIN = 1.0  # seconds after which a host that does not answer is asked again
-ANSWER = 60.0  # seconds that a host may take to start Python and load distbp, once it is reached
+SOON = 2.0  # seconds after which people are told who is waited for
+ANSWER = 20.0  # seconds that a host may take to start Python and load distbp, where nothing else is said
 
 PROBE = """
 import json, sys
@@ -88,16 +89,16 @@ def _is_here(name: str) -> bool:
     return False
 
 
-def read_hosts(text: str, place: str) -> list[Host]:
-    """Return the hosts of a list like ``a:2,b:2``, or of a host file's text.
+def read_hosts(entries: Iterable[str], place: str) -> list[Host]:
+    """Return the hosts of entries like ``a:2``, those between commas or the lines of a host file.
 
     Raises
     ------
     ValueError
-        A line is no host; it is named by `place` and its number.
+        An entry is no host; it is named by `place` and its number.
     """
     hosts: dict[str, Host] = {}
-    for number, line in enumerate(re.split(r"[,\n]", text), 1):
+    for number, line in enumerate(entries, 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
@@ -111,13 +112,19 @@ def read_hosts(text: str, place: str) -> list[Host]:
                 f"directory=PATH, got {line.strip()!r}. Mend that entry."
             )
         count = keys.get("slots", "0")
-        if not count.isdigit() or ("slots" in keys and not int(count)):
+        if not re.fullmatch("[0-9]+", count) or ("slots" in keys and not int(count)):
             raise ValueError(
                 f"{place}, entry {number}: expected a number of ranks > 0, got {count!r}. Mend that entry."
             )
+        for key in ("python", "directory"):
+            if not keys.get(key, "/").startswith("/"):
+                raise ValueError(
+                    f"{place}, entry {number}: expected a whole path, got {key}={keys[key]}. Write it from / on."
+                )
         before = hosts.get(name)  # named twice means one rank more, as in a list of nodes
         total = int(count) if not before else (before.slots or 1) + (int(count) or 1)
-        hosts[name] = Host(name, total, keys.get("python", ""), keys.get("directory", ""))
+        paths = {key: keys.get(key) or getattr(before, key, "") for key in ("python", "directory")}
+        hosts[name] = Host(name, total, **paths)
     if not hosts:
         raise ValueError(f"{place}: expected at least one host, got none. Give it like node1:2,node2:2.")
     return list(hosts.values())
@@ -167,8 +174,8 @@ class Shell:
                 return 255, "", f"no answer within {limit:g} s"
         return process.returncode, out, error
 
-    def probe(self, host: Host, limit: int = CONNECT) -> dict[str, str] | str:
-        """Return what a host has, or why it cannot be reached within `limit` seconds.
+    def probe(self, host: Host, connect: int = CONNECT, limit: float = ANSWER) -> dict[str, str] | str:
+        """Return what a host has, or why it did not answer; it may take `connect` seconds to reach, `limit` in all.
 
         Raises
         ------
@@ -176,7 +183,7 @@ class Shell:
             It answers, but cannot run distbp.
         """
         python = host.python or sys.executable
-        code, out, error = self.run(host, [python, "-c", PROBE], limit + ANSWER, limit)
+        code, out, error = self.run(host, [python, "-c", PROBE], limit, connect)
         for line in out.splitlines():
             if line.startswith("probe:"):
                 found: dict[str, str] = json.loads(line[6:])
@@ -191,48 +198,53 @@ class Shell:
             + (f", or name its Python in the host file: {host.name} python=PATH." if host.name else ": distbp[mpich].")
         )
 
-    def probe_all(
-        self, hosts: Sequence[Host], wait: float = 0, tell: Callable[[Host, str], None] | None = None
-    ) -> tuple[dict[Host, dict[str, str]], dict[Host, str]]:
-        """Return what each host has, and why those have nothing that do not answer.
+    def alive(self, hosts: Sequence[Host]) -> tuple[dict[Host, dict[str, str]], dict[Host, str]]:
+        """Return what each host has, and why the others cannot take part now: no answer, or distbp cannot run there."""
 
-        Parameters
-        ----------
-        hosts
-            Asked at once, each again and again.
-        wait
-            Seconds after which a host that did not answer is not asked again.
-        tell
-            Called with a host that does not answer at first, and why.
+        def ask(host: Host) -> dict[str, str] | str:
+            try:
+                return self.probe(host)
+            except ValueError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(max(len(hosts), 1)) as threads:
+            return _apart(dict(zip(hosts, threads.map(ask, hosts), strict=True)))
+
+    def await_all(
+        self, hosts: Sequence[Host], seconds: float, tell: Callable[[Host, str], None]
+    ) -> tuple[dict[Host, dict[str, str]], dict[Host, str]]:
+        """Return what each host has, and why the others did not answer in time; each is asked again and again.
+
+        `tell` is called with those that did not answer at once, and why.
 
         Raises
         ------
         ValueError
-            As of `probe`; then no host is waited for any longer.
+            As of `probe`; then no host is asked again.
         """
-        end = time.monotonic() + wait
+        end = time.monotonic() + seconds
         over = threading.Event()
+        why = dict.fromkeys(hosts, "no answer yet")
 
         def ask(host: Host) -> dict[str, str] | str:
-            limit, told = CONNECT, False
+            left = max(seconds, 1.0)
             while True:
-                try:
-                    found = self.probe(host, limit)
-                except ValueError:
-                    over.set()
-                    raise
-                left = end - time.monotonic()
-                if not isinstance(found, str) or left < AGAIN + 1 or over.wait(AGAIN):
+                found = self.probe(host, min(CONNECT, int(left)), left)
+                left = end - time.monotonic() - AGAIN
+                if not isinstance(found, str) or left < 1.0 or over.wait(AGAIN):
                     return found
-                if tell and not told:
-                    tell(host, found)
-                    told = True
-                limit = min(CONNECT, int(left - AGAIN))
+                why[host] = found
 
         with ThreadPoolExecutor(max(len(hosts), 1)) as threads:
-            found = dict(zip(hosts, threads.map(ask, hosts), strict=True))
-        silent = {host: why for host, why in found.items() if isinstance(why, str)}
-        return {host: what for host, what in found.items() if not isinstance(what, str)}, silent
+            asked = {host: threads.submit(ask, host) for host in hosts}
+            done, waiting = wait(asked.values(), SOON, FIRST_EXCEPTION)
+            if any(one.exception() for one in done):
+                over.set()
+            else:
+                for host, one in asked.items():
+                    if one in waiting:
+                        tell(host, why[host])
+        return _apart({host: one.result() for host, one in asked.items()})
 
     def sweep(self, hosts: Iterable[Host], sign: str) -> None:
         """Kill every process that has `sign`, like ``NAME=value``, among its variables: here and on the hosts."""
@@ -243,6 +255,14 @@ class Shell:
             with ThreadPoolExecutor(len(away)) as threads:
                 for host in away:
                     threads.submit(self.run, host, command, 2.0 * CONNECT)
+
+
+def _apart(
+    found: Mapping[Host, dict[str, str] | str],
+) -> tuple[dict[Host, dict[str, str]], dict[Host, str]]:
+    """Return the hosts that answered, and those that did not."""
+    silent = {host: why for host, why in found.items() if isinstance(why, str)}
+    return {host: what for host, what in found.items() if not isinstance(what, str)}, silent
 
 
 def sweep_here(sign: str) -> None:

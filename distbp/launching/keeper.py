@@ -1,14 +1,15 @@
 """Keeping a run going: attempt after attempt, each on what is alive, until the run has said its last word.
 
 An attempt that ends without one is followed by another, from the newest good checkpoint, after a pause that doubles.
-Not followed: bad input, a cost that is not finite, three attempts in a row that get no further than one step, more
-restarts than allowed.
+Not followed: bad input at the start, a cost that is not finite, three attempts in a row that get no further than one
+step, more restarts than allowed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shlex
 import sys
 import tempfile
@@ -97,6 +98,7 @@ class Keeper:
     def __init__(self, plan: Plan, asked: Asked, quiet: bool) -> None:
         self.plan, self.asked, self.quiet = plan, asked, quiet
         self.shell = Shell(plan.ssh, mpi.passed(plan.variables))
+        self.key = secrets.token_hex(8)
         self.run = ""  # the run's folder, once it is there
         self.restarts = 0
         self.furthest, self.stuck = -1, 0
@@ -110,9 +112,9 @@ class Keeper:
                 counts = counts_of(self.plan, hosts)
                 command = self.plan.command(counts, self.run, ssh)
                 self._tell(counts, command)
-                outcome = Attempt(
-                    command, self.plan.variables, mpi.RANK[self.plan.tag], [h for h in counts if h.name], self.shell
-                ).run(self.asked)
+                where = [host for host in counts if host.name]
+                tag = mpi.RANK[self.plan.tag]
+                outcome = Attempt(command, self.plan.variables, tag, where, self.shell, self.key).run(self.asked)
                 self.run = outcome.run or self.run
                 code = self._judge(outcome)
                 if code is None:
@@ -142,8 +144,8 @@ class Keeper:
     def _judge(self, outcome: Outcome) -> int | None:
         """Return the exit code if an attempt was the last, else None."""
         word = outcome.last_word
-        if word and word["code"] in (DONE, BAD_INPUT):
-            return int(word["code"])
+        if word and (word["code"] == DONE or (word["code"] == BAD_INPUT and not self.restarts)):
+            return int(word["code"])  # later bad input is a lock that a lost host still holds, or files not yet mounted
         if word and word["code"] == FAILED and not word.get("again"):
             say("a restart would end the same way: not restarted")
             return FAILED
@@ -161,14 +163,14 @@ class Keeper:
         if word and word["code"] == RESUMABLE and (os.environ.get("SLURM_JOB_ID") or not self._gone(outcome)):
             return RESUMABLE  # the ranks were asked to stop, not we; and no host has gone with its ranks
         why = outcome.why if not word else "a host left" if word["code"] == RESUMABLE else "the run failed, see above"
-        if not outcome.lost:
+        if not outcome.lost and not (word and word["code"] == BAD_INPUT):
             further = outcome.step > self.furthest + 1
             self.furthest, self.stuck = max(outcome.step, self.furthest), 1 if further else self.stuck + 1
         if self.stuck >= STUCK:
             place = f"step {self.furthest:,}" if self.furthest >= 0 else "the start"
             say(f"{why}. Got no further than {place} in {STUCK} attempts: not restarted")
             return self._given_up()
-        pause = min(PAUSE * 2**self.restarts, LONGEST)
+        pause = min(PAUSE * 2 ** min(self.restarts, 10), LONGEST)
         while self.restarts < self.plan.max_restarts:
             self.restarts += 1
             say(f"{why}. Restart {self.restarts} of {self.plan.max_restarts} in {pause:g} s")
@@ -179,9 +181,10 @@ class Keeper:
                 time.sleep(0.1)
             if not self.plan.hosts:
                 return []
-            answers, silent = self.shell.probe_all(self.plan.hosts)
+            answers, silent = self.shell.alive(self.plan.hosts)
             for host, text in silent.items():
                 say(f"without {host.name}: {text}")
+            self.shell.sweep(answers, f"{marks.VARIABLE}={self.key}")  # a lost host that is back may still have ranks
             ranks = sum(spread(self.plan.ranks, list(answers)).values())
             if ranks >= self.plan.min_ranks:
                 return list(answers)
@@ -192,7 +195,7 @@ class Keeper:
 
     def _gone(self, outcome: Outcome) -> bool:
         """Return whether a host has left."""
-        return bool(outcome.lost) or bool(self.plan.hosts and self.shell.probe_all(self.plan.hosts)[1])
+        return bool(outcome.lost) or bool(self.plan.hosts and self.shell.alive(self.plan.hosts)[1])
 
     def _given_up(self) -> int:
         if self.run:

@@ -195,10 +195,11 @@ def _own_paths(counts: Mapping[Host, int]) -> str:
 def by_srun(mpi: str, ranks: int, program: Sequence[str]) -> list[str]:
     """Return srun's command line for a step of the present Slurm job.
 
-    With --kill-on-bad-exit=1 srun ends the other ranks as soon as one leaves with a code that is not 0, so that rank 0
-    may be gone before its last word; after --wait seconds nothing is left to say.
+    --export=ALL, because an sbatch --export=NONE would hold for srun too. With --kill-on-bad-exit=1 srun ends the other
+    ranks as soon as one leaves with a code that is not 0, so that rank 0 may be gone before its last word; after --wait
+    seconds nothing is left to say.
     """
-    keep = ["--label", "--kill-on-bad-exit=0", "--wait=10"]
+    keep = ["--export=ALL", "--label", "--kill-on-bad-exit=0", "--wait=10"]
     return ["srun", f"--mpi={mpi}", *keep, f"--ntasks={ranks}", sys.executable, *program]
 
 

@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterable
 from distbp.launching.hosts import CONNECT, Host
 
 IDLE, PROBES = 1, 5  # seconds between two keep-alive probes, and how many may stay unanswered
-AGAIN = 2.0  # seconds that a new connection may take, after the old one broke
+AGAIN = 2.0  # seconds until a new connection is tried after the old one broke, and seconds that it may take
 
 
 def address_of(ssh: str, host: Host) -> tuple[str, int] | None:
-    """Return where ssh would connect to for a host; None if it goes another way (a proxy), or does not say."""
+    """Return the address where ssh would find a host; None if it goes another way (a proxy), or does not say."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run([ssh, "-G", host.name], capture_output=True, text=True, timeout=CONNECT, check=True)
         keys = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
         if not {"proxyjump", "proxycommand"} & {key for key, value in keys.items() if value != "none"}:
-            return keys.get("hostname", host.name), int(keys.get("port", "22"))
+            name, port = keys.get("hostname", host.name), int(keys.get("port", "22"))
+            address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][4]
+            return str(address[0]), port  # not the name: a name server may fail later on
     return None
 
 
@@ -66,6 +68,7 @@ class Watch:
                     self._tell()
                     return
                 limit = AGAIN
+                self._over.wait(AGAIN)
                 continue
             limit = float(CONNECT)
             self._over.wait(1.0)

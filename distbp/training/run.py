@@ -150,6 +150,8 @@ def train(
             with world.together():
                 folder = RunFolder.create(path, settings.to_toml()) if world.rank == 0 else None
             stack.enter_context(folder or contextlib.nullcontext())
+            if folder:
+                mark(run=str(path))
         run = _Run(world, settings, problem, folder, progress, stop, stack)
         try:
             run.restore(bool(resume), session)

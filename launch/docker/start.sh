@@ -55,7 +55,7 @@ head_() {
     echo "head: the run $name is there: going on with it, with its own settings" >&2
     run=(--resume "$name")
   else
-    [ -f "${DISTBP_SETTINGS:-/settings.toml}" ] && run=("${DISTBP_SETTINGS:-/settings.toml}")
+    [ -z "${DISTBP_SETTINGS:-}" ] && [ ! -e /settings.toml ] || run=("${DISTBP_SETTINGS:-/settings.toml}")
     # shellcheck disable=SC2206  # options are words
     run+=(--name "$name" ${DISTBP_ARGS:-})
   fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,6 +146,16 @@ def test_a_worker_that_is_missing_is_named(stack_with: Callable[..., Stack]) -> 
         f"head: expected 3 workers within 3 s, got 2: no {name}. Start as many as DISTBP_WORKERS says "
         "(docker compose up --scale worker=3), or change it."
     )
+
+
+def test_a_settings_file_that_is_not_there_is_an_error(stack_with: Callable[..., Stack]) -> None:
+    stack = stack_with(DISTBP_SETTINGS="./none.toml")
+    done = subprocess.run(
+        stack.line("up", "-d"), env=stack.env, capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    assert done.returncode != 0
+    assert "none.toml" in done.stderr
+    assert not (ROOT / "none.toml").exists()
 
 
 def test_the_image_is_small_plain_and_has_no_key(stack: Stack) -> None:

@@ -120,6 +120,29 @@ def test_a_signal_saves_and_queues_again_to_the_same_bits(work, mpi):
     assert work.bits(f"distbp-{job}") == work.one("long")
 
 
+def test_a_signal_to_one_task_of_an_array_leaves_the_others_alone(work):
+    """One of the tasks has the array's own number: what is done to that number is done to all."""
+    job = work.run(documented("sbatch --array=1-2 launch/slurm.sbatch short.toml other.toml", {
+        "short.toml": "long.toml", "other.toml": "long.toml"}))  # fmt: skip
+    tasks = [f"{job}_{task}" for task in (1, 2)]
+    for task in tasks:
+        work.trains(task)
+    first = next(task for task in tasks if work.slurm.job(task)["JobId"] == job)
+    (other,) = set(tasks) - {first}
+    work.slurm.command("scancel", "--signal=USR1", "--batch", first)
+    assert work.done(first)["Restarts"] == "1"
+    assert work.done(other)["Restarts"] == "0"
+    assert [work.bits(f"distbp-{task}") for task in tasks] == [work.one("long")] * 2
+
+
+def test_variables_that_sbatch_does_not_export_reach_the_ranks_all_the_same(work):
+    kernel = [name for name in os.environ if name.startswith("OPENBLAS")]  # the bits depend on it
+    names = ",".join([f"DISTBP_PYTHON={python_of('mpich')}", *kernel])
+    job = work.submit("short.toml", options=("--time=10", f"--export={names}"))
+    work.done(job)
+    assert work.bits(f"distbp-{job}") == work.one("short")
+
+
 def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(work):
     job = work.submit("long.toml")
     work.trains(job)

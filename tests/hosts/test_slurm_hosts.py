@@ -9,7 +9,7 @@ from conftest import Hosts
 from slurm_cluster import Cluster, Places, missing, needs_plugin, wait_for
 from slurm_work import Work
 
-pytestmark = pytest.mark.hosts
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")

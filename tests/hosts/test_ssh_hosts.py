@@ -27,31 +27,40 @@ def one_process(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("how", ["kill", "cut"])
+@pytest.mark.parametrize("how", ["kill", "cut", "break"])
 def test_a_host_that_is_lost_is_done_without(here, hosts, python, one_process, how):
     running = hosts.launch(here, python, "--hosts", ALL, "--", *RUN, *STEPS)
     wait_for(lambda: here.last_step("mine") >= 300, "some checkpoints")
-    hosts.call(how, 2)
+    if how == "break":  # it still answers, but has lost its files
+        hosts.call("enter", 2, "sh", "-c", f"mount -t tmpfs tmpfs {Path(python).parent} && pkill -9 -f distbp[.]train")
+    else:
+        hosts.call(how, 2)
     lost = time.monotonic()
     wait_for(lambda: "2 ranks on node0:1, node1:1" in running.text(1), "a start on two hosts", 60)
     assert time.monotonic() - lost < 40
     done = running.wait(120)
     assert done.code == 0, done.err
     assert "without node2: " in done.err
+    if how == "break":
+        assert f"without node2: node2: expected {python} with distbp and mpi4py in " in done.err
+        hosts.call("kill", 2)  # with its mounts; it is revived afterwards
     if how == "cut":
         assert "node2 no longer answers. Restart 1 of 10 in 1 s" in done.err
     assert here.hashes("mine") == one_process
     assert here.leftovers("mine") == []
 
 
-def test_a_host_that_is_back_takes_part_again(here, hosts, python, one_process):
+@pytest.mark.parametrize(("lose", "bring_back"), [("kill", "revive"), ("cut", "mend")])
+def test_a_host_that_is_back_takes_part_again(here, hosts, python, one_process, lose, bring_back):
+    """Its ranks of before are ended, where they live on."""
     running = hosts.launch(here, python, "--hosts", ALL, "--min-ranks", "3", "--", *RUN, *STEPS)
     wait_for(lambda: here.last_step("mine") >= 300, "some checkpoints")
-    hosts.call("kill", 1)
+    hosts.call(lose, 1)
     wait_for(lambda: "expected at least 3 ranks (--min-ranks)" in running.text(1), "too few hosts", 60)
-    hosts.call("revive", 1)
+    hosts.call(bring_back, 1)
     done = running.wait(120)
     assert done.code == 0, done.err
+    assert hosts.call("enter", 1, "sh", "-c", "pgrep -f distbp[.]train || true") == ""
     assert running.text(1).count("3 ranks on node0:1, node1:1, node2:1") == 2
     assert here.hashes("mine") == one_process
 
@@ -86,7 +95,19 @@ def test_a_host_that_does_not_answer_is_named_within_10_s(here, hosts, python, h
         "distbp: hosts: expected all 3 to answer over ssh within 8 s, got nothing from node2 (ssh: connect to"
         in done.err
     )
-    assert done.err.startswith("distbp.launch: waiting for node2: ssh: connect to host node2 port 22: ")
+    assert done.err.startswith("distbp.launch: waiting for node2: ")
+
+
+def test_a_host_that_answers_but_hangs_is_named_within_10_s(here, hosts, python):
+    (here.path / "hangs").write_text("#!/bin/sh\nexec sleep 30\n")
+    (here.path / "hangs").chmod(0o700)
+    (here.path / "hosts").write_text(f"node0\nnode1\nnode2 python={here.path}/hangs\n")
+    started = time.monotonic()
+    done = hosts.launch(here, python, "--hostfile", "hosts", "--", *RUN).wait(30)
+    assert time.monotonic() - started < 10
+    assert done.code == 2
+    assert done.err.startswith("distbp.launch: waiting for node2: no answer yet\n")
+    assert "got nothing from node2 (no answer within 8 s)" in done.err
 
 
 def test_paths_that_differ_between_hosts(here, hosts, python, one_process):

@@ -7,6 +7,7 @@ checks the MPIJob, kubernetes-validate the built-in kinds and the pods. What run
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -126,11 +127,11 @@ def name(value: object) -> str:
     return ".".join(map(str, value)) if isinstance(value, tuple) else "gone" if value is ABSENT else str(value)[:12]
 
 
-def made(overlay: str) -> list[dict[str, Any]]:
+def made(overlay: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
     """Return the manifests of an overlay."""
     if not shutil.which("kubectl"):
         pytest.skip("kubectl is not installed; base/ is checked without it")
-    command = ["kubectl", "kustomize", str(FOLDER / "overlays" / overlay)]
+    command = ["kubectl", "kustomize", str(folder / "overlays" / overlay)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return read(done.stdout)
@@ -207,6 +208,20 @@ def test_overlay(overlay: str) -> None:
     } == {config["metadata"]["name"]}
     assert set(config["data"]) == {"settings.toml", "sshd_config", "ssh_config"}
     assert f"HostKey {job['spec']['sshAuthMountPath']}/id_rsa" in config["data"]["sshd_config"]
+
+
+@pytest.mark.parametrize("mpi", ["mpich", "openmpi"])
+def test_an_image_in_a_registry_is_named_in_one_place(mpi: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "kubernetes"))
+    path = folder / mpi / "kustomization.yaml"
+    path.write_text(re.sub("# newName: (\\S+).*", r"\n    newName: \1", path.read_text()))
+    tag = "0.1.0-openmpi" if mpi == "openmpi" else "0.1.0"
+    for size in SIZES:
+        (job,) = (
+            one for one in made(f"{size}-openmpi" if mpi == "openmpi" else size, folder) if one["kind"] == "MPIJob"
+        )
+        images = {pod["spec"]["containers"][0]["image"] for pod in pods(job).values()}
+        assert images == {f"registry.example.org/distbp:{tag}"}
 
 
 def test_every_overlay_is_tested() -> None:

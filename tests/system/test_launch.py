@@ -1,5 +1,6 @@
 """The launcher on this machine: real ranks killed, stopped and started again, to the bits of an unbroken run."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -85,6 +86,48 @@ def test_a_second_interrupt_ends_all_at_once(here, launch):
         time.sleep(0.2)
     assert running.wait().code == 130
     assert not any(alive(pid) for pid in ranks.values())
+
+
+def test_a_terminal_that_closes_is_nothing_to_nohup(here, launch):
+    running = launch(
+        *LONG, *ends_at(400), "--name", "mine", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    wait_for(lambda: "step" in running.text(0), "a start")
+    os.kill(running.pid, signal.SIGHUP)
+    assert running.wait().code == 0
+
+
+def test_a_lock_that_a_lost_rank_still_holds_is_waited_for(here, launch, unbroken):
+    """As a file system keeps it for a host that has gone without a word."""
+    running = launch(*RUN, *ends_at(STEPS), "--name", "mine")
+    wait_for(lambda: here.last_step("mine") > 20, "a checkpoint")
+    with open(here.folder("mine") / ".lock", "rb") as lock:
+        os.kill(running.ranks()[0], signal.SIGKILL)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_for(lambda: "expected no other process to train into it" in running.text(1), "a refusal")
+    done = running.wait()
+    assert done.code == 0, done.err
+    assert here.hashes("mine") == unbroken(RUN, STEPS)
+
+
+def test_a_rank_that_dies_before_the_first_step(here, launch, tmp_path, unbroken):
+    """The run's folder is there then, and nothing in it to go on from."""
+    code = """\
+import os, signal
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1" and not os.path.exists("died"):
+    from distbp.training import run
+    def dies(*arguments):
+        open("died", "x").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    run.open_host = dies
+"""
+    (tmp_path / "dies").mkdir()
+    (tmp_path / "dies" / "sitecustomize.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path / "dies"), os.environ.get("PYTHONPATH", "")])
+    done = launch(*LONG, *ends_at(40), "--name", "mine", env={"PYTHONPATH": path}).wait()
+    assert done.code == 0, done.err
+    assert "Restart 1 of 10 in 1 s\n" in done.err
+    assert here.hashes("mine") == unbroken(LONG, 40)
 
 
 def test_a_cost_that_is_not_finite_is_not_tried_again(here, launch):
@@ -177,10 +220,14 @@ def test_dry_run_prints_the_command(here, launch, by_name):
     [
         (["x.toml"], [], "command line: expected -- before what is for distbp.train, got x.toml. Write: python -m distbp.launch -n 4 -- SETTINGS.toml"),
         (["-n", "0"], [], "command line: argument -n: expected a whole number >= 1, got '0'. See --help."),
-        (["-n", "2", "--min-ranks", "3"], [], "--min-ranks: expected at most -n (2), got 3. Lower it."),
+        (["-n", "2", "--min-ranks", "3"], [], "--min-ranks: expected at most as many as are started (2), got 3. Lower it."),
         (["--hosts", "a:0"], [], "--hosts, entry 1: expected a number of ranks > 0, got '0'. Mend that entry."),
         (["--hosts", "a:1,b what=3"], [], "--hosts, entry 2: expected a host like node1, node1:2 or node1 slots=2 python=PATH directory=PATH, got 'b what=3'. Mend that entry."),
         (["--hostfile", "none"], [], "none: expected a host file, got No such file or directory. Check --hostfile."),
+        (["--hosts", ""], [], "--hosts: expected at least one host, got none. Give it like node1:2,node2:2."),
+        (["--hosts", "a:\u00b2"], [], "--hosts, entry 1: expected a number of ranks > 0, got '\u00b2'. Mend that entry."),
+        (["--hosts", "a python=bin/python"], [], "--hosts, entry 1: expected a whole path, got python=bin/python. Write it from / on."),
+        (["--hosts", "localhost:1", "--min-ranks", "2"], [], "--min-ranks: expected at most as many as are started (1), got 2. Lower it."),
         (["--hosts", "localhost:2", "-n", "3"], [], "-n: expected at most the hosts' 2 slots, got 3. Give the hosts more slots, or lower it."),
         (["--hosts", "localhost", "--ssh", "nosuch"], [], ""),
         (["--hosts", "elsewhere.invalid", "--ssh", "nosuch"], [], "--ssh: expected a program, got nosuch, which is not there. Install ssh, or name it."),

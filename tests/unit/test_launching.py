@@ -22,28 +22,29 @@ PROGRAM = ["-m", "distbp.train", "my.toml"]
 @pytest.mark.parametrize(
     ("text", "hosts"),
     [
-        ("a:2,b:3", [Host("a", 2), Host("b", 3)]),
+        ("a:2\nb:3", [Host("a", 2), Host("b", 3)]),
         ("a", [Host("a")]),
-        ("a slots=2\n\n# none\nb:1  # the last\n", [Host("a", 2), Host("b", 1)]),
+        ("a slots=2\n\n# none, c slots=2\nb:1  # the last, d\n", [Host("a", 2), Host("b", 1)]),
         ("a slots=4 max_slots=8", [Host("a", 4)]),
         ("a\na\nb", [Host("a", 2), Host("b")]),
         ("a:2 python=/opt/x/bin/python directory=/data", [Host("a", 2, "/opt/x/bin/python", "/data")]),
+        ("a python=/x/python\na", [Host("a", 2, "/x/python")]),
     ],
 )
 def test_hosts_are_read_in_every_form(text, hosts):
-    assert read_hosts(text, "place") == hosts
+    assert read_hosts(text.splitlines(), "place") == hosts
 
 
 @pytest.mark.parametrize("text", ["", "# none\n", "\n"])
 def test_no_hosts_at_all(text):
     with pytest.raises(ValueError, match=r"^F: expected at least one host, got none\. Give it like node1:2,node2:2\.$"):
-        read_hosts(text, "F")
+        read_hosts(text.splitlines(), "F")
 
 
 @pytest.mark.parametrize("text", ["-oProxyCommand=x", ":3", "a b=c"])
 def test_what_is_no_host_is_named(text):
     with pytest.raises(ValueError) as error:
-        read_hosts(f"good\n{text}", "F")
+        read_hosts(["good", text], "F")
     assert str(error.value) == (
         "F, entry 2: expected a host like node1, node1:2 or node1 slots=2 python=PATH directory=PATH, "
         f"got {text!r}. Mend that entry."
@@ -178,7 +179,7 @@ def test_marks_are_read_only_with_their_key(monkeypatch, capsys):
     monkeypatch.setenv(marks.VARIABLE, "abc")
     marks.mark(step=1)
     written = capsys.readouterr().err
-    assert marks.read(written, "abc") == {"step": 1}
-    assert marks.read(written, "other") is None
-    assert marks.read("step 1", "abc") is None
-    assert marks.read("\x1edistbp abc {torn", "abc") is None
+    assert marks.read(written, "abc") == ("", {"step": 1})
+    assert marks.read(f"half a line[0] {written}", "abc") == ("half a line[0] \n", {"step": 1})
+    for line in (written, "step 1\n", "\x1edistbp other {torn\n"):
+        assert marks.read(line, "other") == (line, None)
