@@ -45,22 +45,22 @@ report() { # title, command: run it under its title and note a failure
   "$@" || { failed=1; echo "FAILED: $*" >&2; }
 }
 
-unit() { report "unit tests" coverage run -m pytest tests/unit "$@"; }
+unit_tests() { report "unit tests" coverage run -m pytest tests/unit "$@"; }
 
-system() { report "system tests" coverage run -m pytest tests/system "$@"; }
+system_tests() { report "system tests" coverage run -m pytest tests/system "$@"; }
 
-mpi() {
+mpi_tests() {
   for ranks in 1 2 3 4; do
     mpirun_of "$ranks"
     report "MPI tests on $ranks rank(s)" timeout 600 "${mpirun[@]}" coverage run -m pytest --with-mpi -p no:cacheprovider tests/mpi "$@"
   done
 }
 
-on_many() { report "tests on many hosts: $1" pytest tests/hosts -m "$1" "${@:2}"; }
+host_tests() { report "tests on many hosts: $1" pytest tests/hosts -m "$1" "${@:2}"; }
 
-docker_and_unit() {
-  on_many docker "$@"
-  unit "$@"
+docker_and_unit_tests() {
+  host_tests docker "$@"
+  unit_tests "$@"
 }
 
 beside() { # one of the functions above, and its arguments: begin it; `ended` waits for it and shows what it wrote
@@ -79,22 +79,22 @@ ended() {
 }
 
 case $what in
-unit) unit "$@" ;;
-system) system "$@" ;;
-mpi) mpi "$@" ;;
-many) on_many "$many" "$@" ;;
+unit) unit_tests "$@" ;;
+system) system_tests "$@" ;;
+mpi) mpi_tests "$@" ;;
+many) host_tests "$many" "$@" ;;
 all)
   if [ -z "$many" ]; then
-    unit "$@"
-    system "$@"
-    mpi "$@"
+    unit_tests "$@"
+    system_tests "$@"
+    mpi_tests "$@"
   else # tests of many hosts wait, mostly: others can be run meanwhile
-    beside on_many slurm "$@"
-    system "$@"
+    beside host_tests slurm "$@"
+    system_tests "$@"
     ended
-    mpi "$@"
-    beside docker_and_unit "$@"
-    on_many hosts "$@"
+    mpi_tests "$@"
+    beside docker_and_unit_tests "$@"
+    host_tests hosts "$@"
     ended
   fi
   ;;
