@@ -131,6 +131,8 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if "--" in own:
         own, train = own[: own.index("--")], own[own.index("--") + 1 :]
     given, rest = parser.parse_known_args(own)
+    if rest and rest[0].startswith("-") and "--" in arguments:
+        raise ValueError(f"command line: expected a known option before --, got {rest[0]}. See --help.")
     if rest:
         raise ValueError(
             f"command line: expected -- before what is for distbp.train, got {rest[0]}. "

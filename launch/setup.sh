@@ -19,8 +19,14 @@ find_python() {
 }
 
 set_up() { # extras, and another folder than .venv
-  local python stamp venv=${2:-$venv}
+  local python stamp other venv=${2:-$venv}
   if [ -n "${DISTBP_VENV:-}" ]; then return; fi
+  for other in mpich openmpi intel; do
+    if [ $other != "${1%%,*}" ] && ls "$venv/distbp-$other"* >/dev/null 2>&1; then
+      echo "launch: expected an environment for ${1%%,*}, got one with $other in $venv. Unset DISTBP_MPI, or remove that folder." >&2
+      return 2
+    fi
+  done
   stamp="$1 $(cksum <"$root/pyproject.toml")"
   if [ "$(cat "$venv/distbp-$1" 2>/dev/null)" = "$stamp" ]; then return; fi
   if [ ! -x "$venv/bin/python" ]; then

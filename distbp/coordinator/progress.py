@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LINES = 20  # about as many lines are written about epochs, and one more whenever the last is QUIET seconds old
 QUIET = 10.0  # seconds
+NO_TERMINAL = {VARIABLE, "OMPI_COMM_WORLD_SIZE"}  # Open MPI gives rank 0 a terminal, whatever its own output is
 
 
 class Progress:
@@ -71,7 +72,7 @@ class Progress:
         """Begin at `step`; `last_step` 0 means unknown."""
         self._first_step, self._started = step, time.monotonic()
         self._last_step, self._steps_per_epoch = last_step, steps_per_epoch
-        if self.speaks and sys.stdout.isatty() and VARIABLE not in os.environ:  # Open MPI gives ranks a terminal
+        if self.speaks and sys.stdout.isatty() and not NO_TERMINAL & os.environ.keys():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(

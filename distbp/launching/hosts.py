@@ -183,7 +183,10 @@ class Shell:
             It answers, but cannot run distbp.
         """
         python = host.python or sys.executable
-        code, out, error = self.run(host, [python, "-c", PROBE], limit, connect)
+        try:
+            code, out, error = self.run(host, [python, "-c", PROBE], limit, connect)
+        except OSError as wrong:  # of a Python or directory of this machine
+            code, out, error = 127, "", f"{wrong.filename}: {wrong.strerror}"
         for line in out.splitlines():
             if line.startswith("probe:"):
                 found: dict[str, str] = json.loads(line[6:])

@@ -152,7 +152,9 @@ class Keeper:
         if self.asked.at_once:
             return INTERRUPTED
         if self.asked.name:
-            if not word:
+            if not word and not self.run:
+                say(f"stopped by {self.asked.name} before any step: start it again")
+            elif not word:
                 say(f"stopped by {self.asked.name}, without a checkpoint of this moment: {outcome.why}")
             return RESUMABLE
         return None

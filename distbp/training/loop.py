@@ -98,7 +98,7 @@ class Loop:
         ends = [n for n in (settings.training.epochs * self.per_epoch, settings.training.steps) if n]
         self.last_step = min(ends, default=0)  # 0: unknown
         self._started = self._epoch_started = time.monotonic()
-        self._rows = 0.0  # since the start of this process
+        self._rows = self._rows_before_epoch = 0.0  # since the start of this process
         self.best_at_end = False  # the last step is better than the best validated on the way
 
     @np.errstate(over="ignore", invalid="ignore")  # a cost or gradient that is not finite is found and told
@@ -218,7 +218,7 @@ class Loop:
             "cost": state.epoch_cost / state.epoch_rows,
             "learning_rate": learning_rate(self.settings.descent, state.step - 1, self.per_epoch, self.last_step),
             "validation": evaluation.to_json() if evaluation else None,
-            "rows_per_s": round(state.epoch_rows / passed, 1),
+            "rows_per_s": round((self._rows - self._rows_before_epoch) / passed, 1),
             "seconds": round(passed, 4),
             "compute_s": {"median": round(float(np.median(seconds)), 4), "slowest": round(seconds[slowest], 4),
             "rank": slowest}, "time": round(time.time(), 3),
@@ -232,4 +232,4 @@ class Loop:
             state.step, f"{text}  {entry['rows_per_s']:,.0f} rows/s", metrics, bool(self.limit_reached(False))
         )
         self.stepper.compute_seconds = 0.0
-        self._epoch_started = time.monotonic()
+        self._epoch_started, self._rows_before_epoch = time.monotonic(), self._rows

@@ -220,6 +220,8 @@ class _Run:
             if self.folder and resume:
                 loaded = newest_good(self.folder.checkpoints, self.fits, self.progress.warn)
                 before = (self.folder.sessions() or [{}])[-1]
+                if not loaded:
+                    self.progress.warn("no checkpoint is there yet: from the start")
                 changed = differences(session, before)
                 if changed:
                     self.progress.warn(f"not as before: {', '.join(changed)}; bits may differ from an unbroken run's")

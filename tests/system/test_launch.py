@@ -127,6 +127,7 @@ if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1" and
     done = launch(*LONG, *ends_at(40), "--name", "mine", env={"PYTHONPATH": path}).wait()
     assert done.code == 0, done.err
     assert "Restart 1 of 10 in 1 s\n" in done.err
+    assert "distbp: no checkpoint is there yet: from the start\n" in done.err
     assert here.hashes("mine") == unbroken(LONG, 40)
 
 
@@ -219,6 +220,8 @@ def test_dry_run_prints_the_command(here, launch, by_name):
     ("options", "train", "message"),
     [
         (["x.toml"], [], "command line: expected -- before what is for distbp.train, got x.toml. Write: python -m distbp.launch -n 4 -- SETTINGS.toml"),
+        (["--nosuch"], [], "command line: expected a known option before --, got --nosuch. See --help."),
+        (["--hosts", "localhost:1 python=/nosuch/python"], [], "localhost: expected /nosuch/python with distbp and mpi4py in "),
         (["-n", "0"], [], "command line: argument -n: expected a whole number >= 1, got '0'. See --help."),
         (["-n", "2", "--min-ranks", "3"], [], "--min-ranks: expected at most as many as are started (2), got 3. Lower it."),
         (["--hosts", "a:0"], [], "--hosts, entry 1: expected a number of ranks > 0, got '0'. Mend that entry."),
