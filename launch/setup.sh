@@ -39,7 +39,9 @@ set_up() { # extras, and another folder than .venv
     fi
   fi
   echo "launch: installing distbp[$1] in $venv, once (under a minute)" >&2
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$1]" >&2 || return
+  # compat: Python finds the package, and not a folder named distbp, this one say, in the folder it is started in
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat \
+    --editable "$root[$1]" >&2 || return
   echo "$stamp" >"$venv/distbp-$1"
 }
 
