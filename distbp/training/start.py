@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ def _free_name(source: str, runs: Path) -> str:
     """Return a name for a run that was given none: the source, the time, and a number where that is taken."""
     name = f"{Path(source).name.partition('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (f"{name}-{n}" if n else name for n in itertools.count())
-    return next(name for name in names if not (runs / name).exists())
+    return next(name for name in names if not os.path.lexists(runs / name))
 
 
 def run_path(run: str | Path, runs: Path) -> Path:
