@@ -90,7 +90,7 @@ def library_of(found: Mapping[str, str]) -> Library:
     places += [f"mpirun.{family}", "mpiexec.hydra" if family != "openmpi" else "mpirun", "mpirun"]
     for place in dict.fromkeys(places):
         program = shutil.which(place)
-        if program and _family_of(program) == family:
+        if program and _family_of_mpirun(program) == family:
             return Library(
                 family,
                 text,
@@ -109,7 +109,7 @@ def family_of(found: Mapping[str, str]) -> str:
     return next((name for name, start in FAMILIES.items() if found["library"].startswith(start)), "")
 
 
-def _family_of(mpirun: str) -> str:
+def _family_of_mpirun(mpirun: str) -> str:
     """Return whose mpirun a program is, "" if that cannot be said."""
     try:
         done = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=20, check=False)

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -110,25 +112,49 @@ def test_a_lock_that_a_lost_rank_still_holds_is_waited_for(here, launch, unbroke
     assert here.hashes("mine") == unbroken(RUN, STEPS)
 
 
-def test_a_rank_that_dies_before_the_first_step(here, launch, tmp_path, unbroken):
-    """The run's folder is there then, and nothing in it to go on from."""
-    code = """\
-import os, signal
-if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1" and not os.path.exists("died"):
+@pytest.fixture
+def in_rank_1(tmp_path):
+    """Return a function from code to variables that make rank 1 run it as it starts; the launcher is left alone."""
+
+    def variables(code):
+        own = "import os\nif os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK')) == '1':\n"
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own" / "sitecustomize.py").write_text(own + textwrap.indent(code, "    "))
+        return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "own"), os.environ.get("PYTHONPATH", "")])}
+
+    return variables
+
+
+FIRST = """\
+import signal
+if not os.path.exists("died"):
     from distbp.training import run
     def dies(*arguments):
         open("died", "x").close()
         os.kill(os.getpid(), signal.SIGKILL)
     run.open_host = dies
 """
-    (tmp_path / "dies").mkdir()
-    (tmp_path / "dies" / "sitecustomize.py").write_text(code)
-    path = os.pathsep.join([str(tmp_path / "dies"), os.environ.get("PYTHONPATH", "")])
-    done = launch(*LONG, *ends_at(40), "--name", "mine", env={"PYTHONPATH": path}).wait()
+
+
+def test_a_rank_that_dies_before_the_first_step(here, launch, in_rank_1, unbroken):
+    """The run's folder is there then, and nothing in it to go on from."""
+    done = launch(*LONG, *ends_at(40), "--name", "mine", env=in_rank_1(FIRST)).wait()
     assert done.code == 0, done.err
     assert "Restart 1 of 10 in 1 s\n" in done.err
     assert "distbp: no checkpoint is there yet: from the start\n" in done.err
     assert here.hashes("mine") == unbroken(LONG, 40)
+
+
+def test_a_signal_before_all_ranks_listen(here, launch, in_rank_1):
+    running = launch(
+        *LONG, "--name", "mine", env=in_rank_1("import time\nopen('waits', 'x').close()\ntime.sleep(60)\n")
+    )
+    wait_for((here.path / "waits").exists, "rank 1")
+    os.kill(running.pid, signal.SIGTERM)
+    done = running.wait()
+    assert done.code == 75, done.err
+    assert done.err.endswith("distbp.launch: stopped by SIGTERM before any step: start it again\n")
+    assert not here.folder("mine").exists()
 
 
 def test_a_cost_that_is_not_finite_is_not_tried_again(here, launch):
@@ -150,37 +176,21 @@ def test_bad_input_is_not_tried_again(here, launch):
     assert not here.folder("mine").exists()
 
 
-DIES = """\
-import os, signal, sys
-from distbp import command, train
+FAILS = """\
+import signal
 from distbp.training.step import Stepper
 take = Stepper.take
 def changed(self, step, eta, flags):
-    if step == {step} and os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if step == 30:
+        {what}
     return take(self, step, eta, flags)
 Stepper.take = changed
 """
+DIES = FAILS.format(what="os.kill(os.getpid(), signal.SIGKILL)")
 
 
-@pytest.fixture
-def dies_at(tmp_path):
-    """Return a function from a step to variables that make rank 1 die there, each time."""
-
-    def variables(step):
-        (tmp_path / "dies").mkdir()
-        (tmp_path / "dies" / "sitecustomize.py").write_text(
-            # only in a process that is a rank: the launcher and its probe are left alone
-            "import os\nif 'PMI_RANK' in os.environ or 'OMPI_COMM_WORLD_RANK' in os.environ:\n"
-            + "".join(f"    {line}\n" for line in DIES.format(step=step).splitlines())
-        )
-        return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "dies"), os.environ.get("PYTHONPATH", "")])}
-
-    return variables
-
-
-def test_the_same_step_failing_three_times_ends_it(here, launch, dies_at):
-    done = launch(*RUN, "--name", "mine", env=dies_at(30)).wait()
+def test_the_same_step_failing_three_times_ends_it(here, launch, in_rank_1):
+    done = launch(*RUN, "--name", "mine", env=in_rank_1(DIES)).wait()
     assert done.code == 1, done.err
     assert done.err.count("distbp.launch: 3 ranks, ") == 3
     assert ". Got no further than step " in done.err
@@ -189,17 +199,15 @@ def test_the_same_step_failing_three_times_ends_it(here, launch, dies_at):
     assert 20 <= here.last_step("mine") < 30
 
 
-def test_restarts_are_counted(here, launch, dies_at):
-    done = launch(*RUN, "--name", "mine", options=("-n", "2", "--max-restarts", "1"), env=dies_at(30)).wait()
+def test_restarts_are_counted(here, launch, in_rank_1):
+    done = launch(*RUN, "--name", "mine", options=("-n", "2", "--max-restarts", "1"), env=in_rank_1(DIES)).wait()
     assert done.code == 1, done.err
     assert "Restart 1 of 1 in 1 s\n" in done.err
     assert "1 restarts are used up (--max-restarts)\n" in done.err
 
 
-def test_another_ranks_words_have_its_number(here, launch, dies_at):
-    env = dies_at(30)
-    path = Path(env["PYTHONPATH"].split(os.pathsep)[0]) / "sitecustomize.py"
-    path.write_text(path.read_text().replace("os.kill(os.getpid(), signal.SIGKILL)", "raise RuntimeError('planted')"))
+def test_another_ranks_words_have_its_number(here, launch, in_rank_1):
+    env = in_rank_1(FAILS.format(what="raise RuntimeError('planted')"))
     done = launch(*RUN, "--name", "mine", options=("-n", "2", "--max-restarts", "0"), env=env).wait()
     assert done.code == 1
     assert "rank 1: distbp: rank 1 of 2 failed: planted\n" in done.err
@@ -214,6 +222,25 @@ def test_dry_run_prints_the_command(here, launch, by_name):
     assert words[0] == mpirun(1)[0]
     assert words[words.index("-n") :] == ["-n", "3", sys.executable, "-m", "distbp.train", "--name", "mine"]
     assert not (here.path / "runs").exists()
+
+
+def test_dry_run_says_what_it_cannot_print(here, launch):
+    done = launch(options=("--hosts", f"localhost:2 python={sys.executable}", "--dry-run")).wait()
+    assert (done.code, done.out.count("\n")) == (0, 1)
+    assert done.err == "distbp.launch: the agent that finds each host's own Python is made when it is started\n"
+
+
+def test_an_environment_with_another_mpi_is_refused(tmp_path):
+    (tmp_path / "distbp-mpich,plot").touch()
+    setup = Path(__file__).parents[2] / "launch" / "setup.sh"
+    environment = {name: value for name, value in os.environ.items() if name != "DISTBP_VENV"}
+    line = ["bash", "-c", f"source {setup}; set_up openmpi {tmp_path}"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"launch: expected an environment for openmpi, got one with mpich in {tmp_path}. "
+        "Unset DISTBP_MPI, or remove that folder.\n",
+    )
 
 
 @pytest.mark.parametrize(
